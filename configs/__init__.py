@@ -1,0 +1,1 @@
+"""What the fleet is: profiles, model specifications, errors. The bottom layer: imports nothing of ours."""

@@ -1,0 +1,1 @@
+"""What travels, where it goes next, the ledger that holds it, and the broker that carries its doorbells."""
