@@ -4,6 +4,8 @@ On the wire a batch's items are one blob: a version byte, then MessagePack array
 an older reader ignores what it does not know, so the version byte changes only when a field changes its meaning.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 from msgspec import Struct
 
@@ -99,6 +101,8 @@ class Claimed(Struct, frozen=True):
     #: Items that an owner died on, by index: how often.
     deaths: dict[int, int]
     blob: bytes
+    n: int
+    stored_bytes: int
 
 
 class Child(Struct, frozen=True):
@@ -124,7 +128,7 @@ _items = msgspec.msgpack.Decoder(list[Item])
 _verdicts = msgspec.msgpack.Decoder(list[Verdict])
 
 
-def encode(batch: list[Item] | list[Verdict]) -> bytes:
+def encode(batch: Sequence[Item] | Sequence[Verdict]) -> bytes:
     """The blob of a batch."""
     return bytes([WIRE_VERSION]) + _encoder.encode(batch)
 

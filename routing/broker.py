@@ -1,0 +1,99 @@
+"""Celery as the fleet uses it: a carrier of doorbells. Every broker setting stands here, each with its reason."""
+
+from collections.abc import Iterable
+
+import structlog
+from celery import Celery
+from configs.profile import COLLECTOR, Profile
+from kombu import Connection
+from kombu.entity import Exchange, Queue
+from kombu.exceptions import OperationalError
+
+from routing.address import ServerAddress
+
+log = structlog.get_logger(__name__)
+
+
+def queue_name(stop: str) -> str:
+    """The broker queue that carries the doorbells of a stop."""
+    return f"natix-fleet.{stop}"
+
+
+def task_name(stop: str) -> str:
+    """What Flower shows."""
+    return f"serve.{stop}"
+
+
+def stops(profile: Profile) -> list[str]:
+    """The stops that have a queue: every tier and the collector. (The route stop has none: every process serves it at its tick.)"""
+    return [*(tier.name for tier in profile.tiers), COLLECTOR]
+
+
+def make_app(address: ServerAddress, profile: Profile, *, events: bool = True) -> Celery:
+    """The Celery application of a fleet."""
+    app = Celery("natix-fleet")
+    exchange = Exchange("natix-fleet", type="direct")
+    app.conf.update(
+        broker_url=address.broker_url,
+        broker_transport_options=address.broker_options.get("transport_options", {}),
+        broker_use_ssl=address.broker_options.get("use_ssl"),
+        broker_connection_retry_on_startup=True,
+        # A mistyped queue is an error at the sender, not a queue that nobody reads.
+        task_create_missing_queues=False,
+        task_queues=[Queue(queue_name(s), exchange, routing_key=queue_name(s)) for s in stops(profile)],
+        # A doorbell goes straight to its queue's list: a lost binding cannot lose it.
+        task_default_exchange="natix-fleet",
+        task_default_exchange_type="direct",
+        # Pickle would let whoever can write to the server run code.
+        task_serializer="json",
+        accept_content=["json"],
+        result_serializer="json",
+        # The ledger holds the results; a doorbell has none.
+        task_ignore_result=True,
+        # Acknowledged on receipt: a lost doorbell is rung again by the next tick, and acks_late leaves residue for an hour.
+        task_acks_late=False,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_send_task_events=events,
+        worker_hijack_root_logger=False,
+        worker_enable_remote_control=True,
+        # Flower's bus; orphaned queues of it must not pile up.
+        event_queue_expires=60.0,
+        control_queue_expires=60.0,
+        # Every process speaks UTC in its messages.
+        enable_utc=True,
+        timezone="UTC",
+    )
+    return app
+
+
+class Doorbells:
+    """Rings stops through Celery. A doorbell that cannot be sent is no error: the next tick rings again."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def ring(self, names: Iterable[str]) -> None:
+        """Sends one doorbell to each stop named."""
+        for stop in names:
+            try:
+                self._app.send_task(task_name(stop), queue=queue_name(stop), retry=False)
+            except OperationalError as error:
+                log.warning("doorbell not sent", stop=stop, error=str(error))
+
+    def waiting(self, names: Iterable[str]) -> dict[str, int]:
+        """Doorbells that wait at each stop."""
+        counts: dict[str, int] = {}
+        with self._app.connection_for_read() as connection:
+            for stop in names:
+                counts[stop] = _length(connection, queue_name(stop))
+        return counts
+
+
+def _length(connection: Connection, queue: str) -> int:
+    # kombu's Redis transport answers 404 for a queue that is empty.
+    with connection.channel() as channel:
+        try:
+            return int(channel.queue_declare(queue=queue, passive=True).message_count)
+        except connection.channel_errors:
+            return 0

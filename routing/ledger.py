@@ -1,0 +1,354 @@
+"""The ledger: where every admitted photo is, and the verbs that move it. Each verb is one Lua script (routing/lua), atomic on the server.
+
+Celery only carries doorbells; this is the truth. The key layout and the three invariants stand at the head of routing/lua/layout.lua.
+"""
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import redis
+from msgspec import Struct
+
+from configs.profile import COLLECTOR
+from routing.messages import Child, Claimed
+
+PREFIX = "{nf}:"
+LUA = Path(__file__).parent / "lua"
+LANES = ("live", "bulk")
+
+
+class Refusal(Exception):  # noqa: N818 - a refusal is an answer of the ledger, and what to do about it is the caller's everyday work
+    """The ledger refused a verb, and wrote nothing."""
+
+
+class Zombie(Refusal):
+    """Somebody else opened this source since: stop producing it."""
+
+
+class Misplaced(Refusal):
+    """The source stands at ``offset``: go on from there."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(f"the source stands at {offset}")
+        self.offset = offset
+
+
+class Full(Refusal):
+    """Admission would break its bound: wait."""
+
+    def __init__(self, items: int, stored_bytes: int) -> None:
+        super().__init__(f"{items} items, {stored_bytes} bytes in the fleet")
+        self.items = items
+        self.stored_bytes = stored_bytes
+
+
+class Missing(Refusal):
+    """The bytes of ``position`` are not in the store (any more): put them there again."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(f"the bytes of position {position} are not in the store")
+        self.position = position
+
+
+class OwnerDead(Refusal):
+    """This owner was reaped: drop everything in hand and take a new owner id."""
+
+
+class Lost(Refusal):
+    """``bids`` are somebody else's by now (or settled): settle again without them."""
+
+    def __init__(self, bids: Iterable[str]) -> None:
+        self.bids = frozenset(bids)
+        super().__init__(f"{len(self.bids)} batches are not this owner's any more")
+
+
+class OtherProfile(Refusal):
+    """The fleet runs another profile."""
+
+    def __init__(self, digest: str) -> None:
+        super().__init__(f"the fleet runs profile {digest}")
+        self.digest = digest
+
+
+class Claim(Struct, frozen=True):
+    """What claim() hands out: no batch when the stop is dry."""
+
+    owner: str
+    token: str
+    now_us: int
+    #: Ready items that are left at the stop.
+    left: int
+    batches: list[Claimed]
+
+
+class Tick(Struct, frozen=True):
+    """What a tick saw: ready batches by stop, beats by owner."""
+
+    ready: dict[str, int]
+    beats: dict[str, int]
+
+
+class Standing(Struct, frozen=True, array_like=True):
+    """One source's part of a commit; the fields are those of routing/lua/commit.lua."""
+
+    source: str
+    positions: list[int]
+    packed: list[str]
+    replays: list[str]
+    voids: list[int]
+    stored: list[int]
+    kept: list[int]
+
+
+class Committed(Struct, frozen=True):
+    """What a commit moved: how many verdicts were late, and the cells that entered each scope's windows, in order."""
+
+    late: int
+    released: dict[str, bytes]
+
+
+class Snapshot(Struct, frozen=True):
+    """Where everything is, for people: counts by name."""
+
+    use: dict[str, int]
+    account: dict[str, int]
+    tallies: dict[str, dict[str, int]]
+    owners: int
+
+
+def new_id() -> str:
+    """128 random bits: a batch, an owner or a token; a pid would repeat in containers."""
+    return secrets.token_hex(16)
+
+
+def _counts(raw: Mapping[bytes, bytes]) -> dict[str, int]:
+    return {key.decode(): int(value) for key, value in raw.items()}
+
+
+class Ledger:
+    """The verbs. Safe to share between threads. Network errors (redis.RedisError) pass through: every verb may be asked again."""
+
+    def __init__(self, server: "redis.Redis[bytes]", clock_us: Callable[[], int] | None = None) -> None:
+        self.server = server
+        #: Tests pass time in; the fleet uses the server's.
+        self._clock_us = clock_us
+        layout = (LUA / "layout.lua").read_text()
+        self._scripts = {path.stem: _script(server, layout, path) for path in LUA.glob("*.lua") if path.stem != "layout"}
+
+    def _now(self) -> int:
+        return self._clock_us() if self._clock_us else 0
+
+    def _run(self, verb: str, *args: Any) -> tuple[str, list[Any]]:
+        reply = self._scripts[verb](args=args)
+        return reply[0].decode(), reply[1:]
+
+    def open(self, source: str, lane: str) -> tuple[int, int]:
+        """Opens a source for producing: its new epoch, and the position to go on from."""
+        reply = self._scripts["open"](args=(source, lane))
+        return int(reply[0]), int(reply[1])
+
+    def close(self, source: str, epoch: int) -> None:
+        """Nothing more will come from this source. Raises Zombie."""
+        if self._run("close", source, epoch)[0] == "zombie":
+            raise Zombie
+
+    def admit(
+        self,
+        source: str,
+        epoch: int,
+        start: int,
+        end: int,
+        lane: str,
+        children: Sequence[Child],
+        *,
+        stored: Sequence[int],
+        max_items: int,
+        max_bytes: int,
+    ) -> list[str]:
+        """Takes positions [start, end) into the fleet and moves the source's offset, or nothing.
+
+        Args:
+            source: the stream.
+            epoch: as open() gave it.
+            start: the first position, which must be the source's offset.
+            end: one past the last.
+            lane: live or bulk.
+            children: the batches; together they hold end - start items (what is bad at intake goes to the collector as voids).
+            stored: positions whose bytes must be in the server's photo store.
+            max_items: bound of items in the fleet.
+            max_bytes: bound of stored bytes in the fleet.
+
+        Returns:
+            Stops whose ready list was empty: ring them. Also when it was done already (an answer that was lost).
+
+        Raises:
+            Zombie, Misplaced, Full, Missing.
+        """
+        flat: list[Any] = []
+        for child in children:
+            flat += (child.bid, child.tier, child.n, child.stored_bytes, child.deadline_ms, child.blob)
+        positions = msgspec.msgpack.encode(stored)
+        answer, rest = self._run(
+            "admit", self._now(), source, epoch, start, end, max_items, max_bytes, lane, positions, len(children), *flat
+        )
+        if answer == "at" and int(rest[0]) == end:
+            return [child.tier for child in children]
+        if answer == "at":
+            raise Misplaced(int(rest[0]))
+        if answer == "zombie":
+            raise Zombie
+        if answer == "full":
+            raise Full(int(rest[0]), int(rest[1]))
+        if answer == "missing":
+            raise Missing(int(rest[0]))
+        return [tier.decode() for tier in rest]
+
+    def enlist(self, owner: str, digest: str) -> None:
+        """A process joins the fleet. Raises OtherProfile when those who live run another one."""
+        answer, rest = self._run("enlist", owner, digest)
+        if answer == "other":
+            raise OtherProfile(rest[0].decode())
+
+    def leave(self, owner: str) -> None:
+        """An owner ends in order: what it holds goes back without a fault."""
+        self._run("leave", owner)
+
+    def claim(self, stop: str, owner: str, token: str, max_items: int, bulk_share: float = 0.2) -> Claim:
+        """Takes the oldest ready batches of a stop, up to ``max_items`` (at least one batch). Raises OwnerDead.
+
+        Asked again under its token it returns the same batches.
+        """
+        answer, rest = self._run("claim", self._now(), stop, owner, token, max_items, round(bulk_share * 100))
+        if answer == "dead":
+            raise OwnerDead
+        batches = [
+            Claimed(
+                bid=bid.decode(),
+                token=token,
+                lane=lane.decode(),
+                order=int(order),
+                gen=int(gen),
+                claims=int(claims),
+                apart=apart == b"1",
+                deaths=dict(zip(map(int, deaths[::2]), map(int, deaths[1::2]), strict=True)),
+                blob=blob,
+                n=int(n),
+                stored_bytes=int(stored_bytes),
+            )
+            for bid, lane, order, gen, claims, apart, deaths, blob, n, stored_bytes in rest[2:]
+        ]
+        return Claim(owner=owner, token=token, now_us=int(rest[0]), left=int(rest[1]), batches=batches)
+
+    def mark(self, owner: str, batch: Claimed, index: int) -> None:
+        """Writes that this owner is about to run item ``index`` of a batch that runs apart. Raises Lost."""
+        answer, rest = self._run("mark", owner, batch.bid, batch.token, index)
+        if answer != "ok":
+            raise Lost(bid.decode() for bid in rest[0])
+
+    def settle(
+        self, owner: str, parents: Sequence[Claimed], children: Sequence[Child], tier: str = "", counts: Mapping[str, int] | None = None
+    ) -> list[str]:
+        """Removes the parents and writes their children in one step, or nothing.
+
+        Args:
+            owner: who claimed the parents.
+            parents: all of them this owner's.
+            children: batches in their place; together they hold the parents' items.
+            tier: whose tally ``counts`` is added to.
+            counts: scored, settled, escalated, abstained, device_us.
+
+        Returns:
+            Stops whose ready list was empty: ring them.
+
+        Raises:
+            Lost: some parents are not this owner's any more.
+        """
+        flat: list[Any] = [len(parents)]
+        for parent in parents:
+            flat += (parent.bid, parent.token)
+        flat.append(len(children))
+        for c in children:
+            flat += (c.bid, c.tier, c.lane, c.n, c.stored_bytes, c.deadline_ms, c.not_before_ms, int(c.apart), c.blob)
+        flat += (tier, len(counts or {}))
+        for name, by in (counts or {}).items():
+            flat += (name, by)
+        answer, rest = self._run("settle", self._now(), owner, *flat)
+        if answer != "ok":
+            raise Lost(bid.decode() for bid in rest[0])
+        return [stop.decode() for stop in rest]
+
+    def commit(
+        self,
+        owner: str,
+        parents: Sequence[Claimed],
+        standings: Sequence[Standing],
+        *,
+        verdicts: int,
+        quarantined: int,
+        late_after_ms: int,
+        keep_s: int,
+    ) -> Committed:
+        """The collector's settle, after the rows are in the database: windows and counts move, bytes go. Raises Lost."""
+        flat: list[Any] = [len(parents)]
+        for parent in parents:
+            flat += (parent.bid, parent.token)
+        flat += (late_after_ms, keep_s, verdicts, quarantined, msgspec.msgpack.encode(standings))
+        answer, rest = self._run("commit", self._now(), owner, *flat)
+        if answer != "ok":
+            raise Lost(bid.decode() for bid in rest[0])
+        return Committed(late=int(rest[0]), released={s.decode(): c for s, c in zip(rest[1::2], rest[2::2], strict=True)})
+
+    def heartbeat(self, owner: str, tokens: Iterable[str]) -> list[str]:
+        """Says that the owner lives and what it holds; returns tokens that are its no more. Raises OwnerDead."""
+        answer, rest = self._run("heartbeat", owner, *tokens)
+        if answer == "dead":
+            raise OwnerDead
+        return [token.decode() for token in rest]
+
+    def reap(self, owner: str, beat_seen: int) -> int | None:
+        """Gives a silent owner's batches back: how many, or None because it lives after all."""
+        answer, rest = self._run("reap", owner, beat_seen)
+        return int(rest[0]) if answer == "ok" else None
+
+    def tick(self, stops: Sequence[str]) -> Tick:
+        """Ends back-offs, sends overdue batches to the route stop; what is ready at each stop, and all beats."""
+        reply = self._scripts["tick"](args=(self._now(), *stops))
+        cut = reply.index(b"owners", 2 * len(stops))
+        ready = {stop.decode(): int(n) for stop, n in zip(reply[0:cut:2], reply[1:cut:2], strict=True)}
+        beats = {owner.decode(): int(beat) for owner, beat in zip(reply[cut + 1 :: 2], reply[cut + 2 :: 2], strict=True)}
+        return Tick(ready=ready, beats=beats)
+
+    def replay(self, source: str, position: int, tier: str, blob: bytes, stored_bytes: int, *, in_server: bool) -> str:
+        """Sends a quarantined photo on its way once more: "ok", "gone" (not in quarantine) or "missing" (its bytes went)."""
+        return self._run("replay", self._now(), source, position, int(in_server), new_id(), tier, stored_bytes, blob)[0]
+
+    def drop(self, ids: Sequence[str]) -> int:
+        """Takes voids out of quarantine for good, bytes and all; how many were there."""
+        return int(self._run("drop", *ids)[1][0])
+
+    def snapshot(self, tiers: Sequence[str]) -> Snapshot:
+        """Counts for people; not atomic over its parts."""
+        pipe = self.server.pipeline(transaction=False)
+        for key in ("use", "acct", *(f"tally:{tier}" for tier in (*tiers, COLLECTOR))):
+            pipe.hgetall(PREFIX + key)
+        pipe.hlen(PREFIX + "owners")
+        use, account, *tallies, owners = pipe.execute()
+        named = {name: _counts(tally) for name, tally in zip((*tiers, COLLECTOR), tallies, strict=True)}
+        return Snapshot(use=_counts(use), account=_counts(account), tallies=named, owners=owners)
+
+    def window(self, scope: str) -> bytes:
+        """The last 1,000 cells of a scope, oldest first: b"0" tn, b"1" fp, b"2" fn, b"3" tp, b"-" a void."""
+        return b"".join(entry[-1:] for entry in self.server.lrange(PREFIX + "win:" + scope, 0, -1))
+
+    def totals(self, scope: str) -> dict[str, int]:
+        """All-time counts of a scope by cell."""
+        return _counts(self.server.hgetall(PREFIX + "cnt:" + scope))
+
+
+def _script(server: "redis.Redis[bytes]", layout: str, path: Path) -> Any:
+    """A registered script: its shebang line first, as the server demands, then the layout, then its own lines."""
+    shebang, body = path.read_text().split("\n", 1)
+    return server.register_script(f"{shebang}\n{layout}\n{body}")

@@ -1,0 +1,61 @@
+#!lua flags=allow-oom
+-- claim(now, tier, owner, token, max_items, bulk_percent) -> dead | ok, now_us, ready items left, then per batch
+-- (bid, lane, order, gen, claims, apart, [i, deaths, ...], items, n, bytes)
+-- A claim asked again under its token gets the same batches.
+local now = now_us(ARGV[1])
+local tier, owner, token, max_items = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local beat = call('HGET', K .. 'owners', owner)
+if not beat then return { 'dead' } end
+local own = K .. 'own:' .. owner
+
+local bids = {}
+local held = call('HGETALL', own)
+for i = 1, #held, 2 do
+  if string.sub(held[i + 1], 1, #token + 1) == token .. ':' then bids[#bids + 1] = held[i] end
+end
+
+if #bids == 0 then
+  move_due(math.floor(now / 1000))
+  local lanes = { 'live', 'bulk' }
+  -- Every so often bulk goes first, so that a busy live lane cannot starve it.
+  if call('HINCRBY', K .. 'use', 'turn:' .. tier, 1) * tonumber(ARGV[6]) % 100 < tonumber(ARGV[6]) then
+    lanes = { 'bulk', 'live' }
+  end
+  local total, full = 0, false
+  for _, lane in ipairs(lanes) do
+    local ready = K .. 'ready:' .. tier .. ':' .. lane
+    while not full do
+      local bid = call('ZRANGE', ready, 0, 0)[1]
+      if not bid then break end
+      local b = call('HMGET', K .. 'b:' .. bid, 'n', 'apart')
+      local n = tonumber(b[1])
+      if #bids > 0 and (total + n > max_items or b[2] == '1') then full = true; break end
+      call('ZREM', ready, bid)
+      call('HSET', own, bid, token .. ':' .. beat)
+      call('HINCRBY', K .. 'b:' .. bid, 'claims', 1)
+      use('ready:' .. tier, -n)
+      use('held:' .. tier, n)
+      bids[#bids + 1] = bid
+      total = total + n
+      full = b[2] == '1' or total >= max_items
+    end
+  end
+end
+
+local left = tonumber(call('HGET', K .. 'use', 'ready:' .. tier) or 0)
+local reply = { 'ok', int(now), left }
+for _, bid in ipairs(bids) do
+  local b = call('HMGET', K .. 'b:' .. bid, 'lane', 'order', 'gen', 'claims', 'apart', 'items', 'n', 'bytes')
+  local deaths = {}
+  if b[5] == '1' then
+    local fields = call('HGETALL', K .. 'b:' .. bid)
+    for i = 1, #fields, 2 do
+      if string.sub(fields[i], 1, 6) == 'death:' then
+        deaths[#deaths + 1] = tonumber(string.sub(fields[i], 7))
+        deaths[#deaths + 1] = tonumber(fields[i + 1])
+      end
+    end
+  end
+  reply[#reply + 1] = { bid, b[1], b[2], b[3], b[4], b[5], deaths, b[6], b[7], b[8] }
+end
+return reply

@@ -1,0 +1,108 @@
+-- Key layout. Every script is this file followed by its own; nothing outside these scripts writes these keys
+-- (but the photo store, which sets img:* with a TTL before admit).
+--
+-- src:<S>             hash  epoch offset next lane closed   offset: admitted up to; next: window cursor
+-- b:<bid>             hash  tier lane order n bytes gen claims apart at death:<i> deadline items    exists <=> not settled
+-- ready:<tier>:<lane> zset  bid -> order    order = admission number of its oldest item; no clock, so reaped work keeps its place
+-- later               zset  bid -> due (ms)                 back-off
+-- due                 zset  bid -> earliest deadline (ms) in it
+-- owners              hash  owner -> beat                   a counter; never a TTL, never a time
+-- own:<owner>         hash  bid -> token:beat_at_claim      each batch is in exactly one of ready, later, own
+-- use                 hash  items bytes ready:<tier> held:<tier> later:<tier>    items (bytes: photo store); changed only here
+-- img:<S>:<pos>       bytes                                 TTL until admitted, none after, UNLINK at commit
+-- ro:<S>              zset  packed verdict -> pos           waiting for its turn
+-- win:<scope>         list  last 1,000 "S:pos=cell"         cnt:<scope> hash  all-time counts by cell
+-- acct                hash  order admitted verdicts quarantined fenced late reconciled reaped
+-- quarantine          set   "S:pos" of voids; replay and drop take them out
+-- tally:<tier>        hash  scored settled escalated abstained device_us
+-- profile             string  digest of the profile that the living owners run
+--
+-- Invariant A: every b:<bid> is in exactly one of ready, later, own:*.
+-- Invariant B: positions < src.offset are each in exactly one of: a batch, ro, released or late (pos < next).
+-- Invariant C: admitted = verdicts + quarantined + items in batches.
+
+local K = '{nf}:'
+local call = redis.call
+
+-- Redis's own time in microseconds, unless a test passes one in.
+local function now_us(given)
+  if given ~= '0' then return tonumber(given) end
+  local t = call('TIME')
+  return tonumber(t[1]) * 1000000 + tonumber(t[2])
+end
+
+-- Lua prints large numbers as 1.7e+15; a count must stay a count.
+local function int(x) return string.format('%.0f', x) end
+
+local function use(field, by)
+  if by ~= 0 then call('HINCRBY', K .. 'use', field, int(by)) end
+end
+
+-- Where a batch waits: `ready`, or `later` until due_ms.
+local function shelve(bid, tier, lane, order, n, due_ms)
+  if due_ms > 0 then
+    call('ZADD', K .. 'later', int(due_ms), bid)
+    use('later:' .. tier, n)
+  else
+    call('ZADD', K .. 'ready:' .. tier .. ':' .. lane, int(order), bid)
+    use('ready:' .. tier, n)
+  end
+end
+
+local function write_batch(bid, tier, lane, order, n, bytes, gen, deadline_ms, due_ms, apart, items)
+  call('HSET', K .. 'b:' .. bid, 'tier', tier, 'lane', lane, 'order', int(order), 'n', int(n), 'bytes', int(bytes),
+    'gen', int(gen), 'deadline', int(deadline_ms), 'apart', apart, 'claims', 0, 'items', items)
+  if deadline_ms > 0 then call('ZADD', K .. 'due', int(deadline_ms), bid) end
+  use('items', n)
+  use('bytes', bytes)
+  shelve(bid, tier, lane, order, n, due_ms)
+end
+
+-- The batch of a settled parent. It is held, or it could not be settled.
+local function drop_batch(bid, owner)
+  local b = call('HMGET', K .. 'b:' .. bid, 'tier', 'n', 'bytes')
+  call('DEL', K .. 'b:' .. bid)
+  call('HDEL', K .. 'own:' .. owner, bid)
+  call('ZREM', K .. 'due', bid)
+  use('items', -b[2])
+  use('bytes', -b[3])
+  use('held:' .. b[1], -b[2])
+end
+
+-- Back to where it was claimed from, at its old order.
+local function give_back(bid, owner)
+  local b = call('HMGET', K .. 'b:' .. bid, 'tier', 'lane', 'order', 'n')
+  call('HDEL', K .. 'own:' .. owner, bid)
+  use('held:' .. b[1], -b[4])
+  shelve(bid, b[1], b[2], b[3], b[4], 0)
+end
+
+-- What is due in `later` moves to `ready`; at most 1,000 a call.
+local function move_due(now_ms)
+  for _, bid in ipairs(call('ZRANGEBYSCORE', K .. 'later', '-inf', int(now_ms), 'LIMIT', 0, 1000)) do
+    local b = call('HMGET', K .. 'b:' .. bid, 'tier', 'lane', 'order', 'n')
+    call('ZREM', K .. 'later', bid)
+    use('later:' .. b[1], -b[4])
+    shelve(bid, b[1], b[2], b[3], b[4], 0)
+  end
+end
+
+-- Which of parents[(bid, token)...] this owner may not settle: fenced = under another token, gone = exists no more.
+local function lost_parents(owner, args, first, count)
+  local fenced, gone = {}, {}
+  for i = first, first + 2 * count - 2, 2 do
+    local bid, token = args[i], args[i + 1]
+    local held = call('HGET', K .. 'own:' .. owner, bid)
+    if not held or string.sub(held, 1, #token + 1) ~= token .. ':' then
+      if call('EXISTS', K .. 'b:' .. bid) == 1 then fenced[#fenced + 1] = bid else gone[#gone + 1] = bid end
+    end
+  end
+  return fenced, gone
+end
+
+-- A call with many values in pieces that Lua's unpack can take.
+local function in_chunks(command, key, values)
+  for i = 1, #values, 1000 do
+    call(command, key, unpack(values, i, math.min(i + 999, #values)))
+  end
+end

@@ -1,0 +1,13 @@
+#!lua
+-- replay(now, source, position, with_bytes, bid, tier, bytes, items) -> ok | gone | missing
+-- A quarantined photo goes its way once more: late by definition. `gone`: it is not in quarantine (any more).
+local now, source, position = now_us(ARGV[1]), ARGV[2], ARGV[3]
+local id = source .. ':' .. position
+if call('SISMEMBER', K .. 'quarantine', id) == 0 then return { 'gone' } end
+if ARGV[4] == '1' and call('EXISTS', K .. 'img:' .. id) == 0 then return { 'missing' } end
+call('SREM', K .. 'quarantine', id)
+call('PERSIST', K .. 'img:' .. id)
+call('HINCRBY', K .. 'acct', 'quarantined', -1)
+local order = call('HINCRBY', K .. 'acct', 'order', 1) - 1
+write_batch(ARGV[5], ARGV[6], 'bulk', order, 1, tonumber(ARGV[7]), now, 0, 0, 0, ARGV[8])
+return { 'ok' }

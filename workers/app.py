@@ -1,0 +1,55 @@
+"""A Celery worker around one stop: threads pool, one task, the doorbell's."""
+
+import socket
+from collections.abc import Callable
+
+import structlog
+from celery import Celery, signals
+from routing.broker import queue_name, task_name
+
+from workers.stop import Stop
+
+log = structlog.get_logger(__name__)
+
+
+def run_celery(app: Celery, stop: Stop, threads: int, on_ready: Callable[[], None] = lambda: None) -> None:
+    """Serves a stop until SIGTERM or SIGINT (warm: the claims in hand are settled) or a second SIGINT (at once).
+
+    Args:
+        app: the fleet's application.
+        stop: what a doorbell starts.
+        threads: tasks at once.
+        on_ready: called when the worker takes doorbells.
+    """
+
+    @app.task(name=task_name(stop.name), ignore_result=True)
+    def serve() -> int:
+        return stop.serve()
+
+    # Celery's signals hold their receivers weakly: these two live as long as the worker runs, in this frame.
+    def ending(**_: object) -> None:
+        stop.ending.set()
+
+    def ready(**_: object) -> None:
+        on_ready()
+
+    signals.worker_shutting_down.connect(ending)
+    signals.worker_ready.connect(ready)
+    # No logging set-up by Celery: the process has its own.
+    signals.setup_logging.connect(_keep_logging)
+    app.worker_main(
+        [
+            "--quiet",
+            "worker",
+            "--pool=threads",
+            f"--concurrency={threads}",
+            f"--queues={queue_name(stop.name)}",
+            f"--hostname={stop.name}-{stop.owner.id[:8]}@{socket.gethostname()}",
+            "--without-gossip",
+            "--without-mingle",
+        ]
+    )
+
+
+def _keep_logging(**_: object) -> None:
+    """Celery leaves logging alone when somebody listens to setup_logging."""

@@ -1,0 +1,192 @@
+"""The collector: verdicts into the database, then their commit in the ledger, in which the windows move."""
+
+import time
+from collections import defaultdict
+
+import structlog
+from configs.errors import MessageError
+from configs.profile import COLLECTOR, Profile
+from msgspec import Struct
+from routing.batches import UNREADABLE_MS, again
+from routing.ledger import Claim, Lost, Standing
+from routing.messages import UNLABELLED, Claimed, Verdict, decode_verdicts
+from routing.owner import Owner
+from routing.store import PhotoStore
+
+from workers.mcc import RollingMcc, cell
+from workers.stop import Progress, Stop
+from workers.verdicts import VerdictDatabase
+
+log = structlog.get_logger(__name__)
+
+#: The scope of the subnet's score: labelled answers and voids, in order.
+SUBNET = "subnet"
+#: Scopes of photos that a model was trained on begin with this; headline figures are those of the others.
+SEEN = "seen/"
+OVERALL = "all"
+
+#: The windows over which MCC rolls; None is all time.
+WINDOWS = (100, 1000, None)
+
+#: Bytes of quarantined photos are kept this long for a replay.
+KEEP_QUARANTINED_S = 7 * 24 * 3600
+
+_LOG_EVERY_S = 5.0
+
+#: Cells on the wire are digits; workers.mcc counts bytes 0 to 3 and knows no voids.
+_CELLS = bytes.maketrans(b"0123", bytes(range(4)))
+
+
+def scopes(verdict: Verdict) -> list[str]:
+    """The scopes that a labelled verdict counts in: over-all, its settling tier, its origin, the subnet's score."""
+    item = verdict.item
+    if verdict.void:
+        return [] if item.seen else [SUBNET]
+    if item.label == UNLABELLED:
+        return []
+    origin = item.origin.replace("|", "_")
+    if item.seen:
+        return [SEEN + OVERALL, f"{SEEN}tier:{verdict.tier}", f"{SEEN}origin:{origin}"]
+    return [OVERALL, f"tier:{verdict.tier}", f"origin:{origin}", SUBNET]
+
+
+class _Tally(Struct):
+    """What a commit needs of one source's verdicts."""
+
+    positions: list[int]
+    packed: list[str]
+    replays: list[str]
+    voids: list[int]
+    stored: list[int]
+    kept: list[int]
+
+
+class Windows:
+    """Rolling MCC in memory, O(1) a verdict, fed by what each commit released; one over each scope and window."""
+
+    def __init__(self) -> None:
+        self._windows: dict[str, dict[int | None, RollingMcc]] = {}
+
+    def extend(self, scope: str, cells: bytes) -> None:
+        """Appends cells as the ledger spells them."""
+        if scope not in self._windows:
+            self._windows[scope] = {window: RollingMcc(window) for window in WINDOWS}
+        known = cells.translate(_CELLS, b"-")
+        for rolling in self._windows[scope].values():
+            rolling.extend(known)
+
+    def get(self, scope: str, window: int | None) -> RollingMcc:
+        """The rolling MCC of a scope that was extended."""
+        return self._windows[scope][window]
+
+    def __contains__(self, scope: str) -> bool:
+        return scope in self._windows
+
+
+class CollectorStop(Stop):
+    """The last stop of every photo.
+
+    Args:
+        profile: the fleet.
+        database: where rows go.
+        store: where the photo's bytes were.
+        owner: this process's hold on batches.
+        progress: what the owner watches.
+    """
+
+    def __init__(self, profile: Profile, database: VerdictDatabase, store: PhotoStore, owner: Owner, progress: Progress) -> None:
+        super().__init__(COLLECTOR, profile.collector.max_batch, owner, progress)
+        self._profile = profile
+        self._database = database
+        self._store = store
+        self._packed: dict[tuple[int, bool | None, str, str, bool], str] = {}
+        self.windows = Windows()
+        self._logged_s = time.monotonic()
+
+    def work(self, claim: Claim) -> None:
+        """Database first, then commit: a crash between the two repeats the insert, which changes nothing."""
+        batches: list[Claimed] = []
+        rows: list[tuple[Verdict, int]] = []
+        for batch in claim.batches:
+            try:
+                verdicts = decode_verdicts(batch.blob)
+            except MessageError as error:
+                log.error("a batch that nobody here can read waits", bid=batch.bid, error=str(error))  # noqa: TRY400
+                self._put_back(claim, batch)
+                continue
+            batches.append(batch)
+            rows += [(verdict, batch.gen) for verdict in verdicts]
+        if not batches:
+            return
+        self._database.write(rows)
+        self.progress.moved()
+        self._commit(claim, batches, [verdict for verdict, _ in rows])
+
+    def _put_back(self, claim: Claim, batch: Claimed) -> None:
+        child = again(batch, COLLECTOR, claim.now_us // 1000 + UNREADABLE_MS)
+        try:
+            self.patiently(lambda: self.owner.ledger.settle(claim.owner, [batch], [child]))
+        except Lost:
+            log.warning("settle refused", tier=COLLECTOR, bid=batch.bid)
+
+    def _commit(self, claim: Claim, batches: list[Claimed], verdicts: list[Verdict]) -> None:
+        tallies: defaultdict[str, _Tally] = defaultdict(lambda: _Tally([], [], [], [], [], []))
+        quarantined = 0
+        for verdict in verdicts:
+            item = verdict.item
+            tally = tallies[item.source]
+            packed = self._pack(verdict)
+            if item.replay:
+                tally.replays.append(packed)
+            else:
+                tally.positions.append(item.position)
+                tally.packed.append(packed)
+            if verdict.p is None:
+                quarantined += 1
+                tally.voids.append(item.position)
+                if item.stored_bytes:
+                    tally.kept.append(item.position)
+            elif item.stored_bytes:
+                tally.stored.append(item.position)
+        standings = [
+            Standing(source, t.positions, t.packed, t.replays, t.voids, t.stored, t.kept) for source, t in tallies.items()
+        ]
+        try:
+            committed = self.patiently(
+                lambda: self.owner.ledger.commit(
+                    claim.owner,
+                    batches,
+                    standings,
+                    verdicts=len(verdicts) - quarantined,
+                    quarantined=quarantined,
+                    late_after_ms=round(self._profile.collector.late_after_s * 1000),
+                    keep_s=KEEP_QUARANTINED_S,
+                )
+            )
+        except Lost as lost:
+            log.warning("commit refused", lost=len(lost.bids), batches=len(batches))
+            return
+        for scope, cells in committed.released.items():
+            self.windows.extend(scope, cells)
+        for standing in standings:
+            self._store.drop(standing.source, standing.stored)
+        self._log()
+
+    def _pack(self, verdict: Verdict) -> str:
+        """The verdict as its windows see it: cell|scope|scope... Few are distinct, so each is built once."""
+        item = verdict.item
+        p = verdict.p
+        key = (item.label, None if p is None else p > 0.5, verdict.tier, item.origin, item.seen)
+        packed = self._packed.get(key)
+        if packed is None:
+            mark = "-" if p is None or item.label == UNLABELLED else str(cell(item.label, p))
+            packed = self._packed[key] = "|".join([mark, *scopes(verdict)])
+        return packed
+
+    def _log(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._logged_s < _LOG_EVERY_S or OVERALL not in self.windows:
+            return
+        self._logged_s = now_s
+        counts = self.windows.get(OVERALL, 1000).counts
+        log.info("rolling mcc", window=1000, mcc=counts.mcc, tp=counts.tp, tn=counts.tn, fp=counts.fp, fn=counts.fn)

@@ -1,0 +1,52 @@
+"""One process, one device: pinned before any engine library is imported, and refused when it is not there."""
+
+import os
+import subprocess
+
+from configs.errors import ConfigError, UsageError
+
+
+def pin(device: str) -> str:
+    """Makes ``device`` the only one that this process sees; call it before importing an engine.
+
+    Args:
+        device: "cpu", "cuda:0" (index) or "cuda:GPU-..." (UUID).
+
+    Returns:
+        The device as engines name it from now on: "cpu" or "cuda:0".
+
+    Raises:
+        UsageError: not a device.
+        ConfigError: no such GPU here.
+    """
+    if device == "cpu":
+        # The empty string means no GPU; unset would mean all of them.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        return "cpu"
+    kind, _, which = device.partition(":")
+    if kind != "cuda" or not which:
+        raise UsageError(f"device {device!r} is neither cpu nor cuda:INDEX nor cuda:GPU-UUID")
+    present = _gpus()
+    if which not in present:
+        have = ", ".join(present) or "none"
+        raise ConfigError(
+            f"device {device!r}: this machine has no such GPU (it has: {have}); use --device cpu or one that nvidia-smi -L lists"
+        )
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    os.environ["CUDA_VISIBLE_DEVICES"] = which
+    return "cuda:0"
+
+
+def _gpus() -> list[str]:
+    """Indices and UUIDs of the GPUs that the driver shows."""
+    try:
+        listed = subprocess.run(  # noqa: S603 - a fixed command
+            ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"],  # noqa: S607 - where the driver put it
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [field.strip() for line in listed.splitlines() for field in line.split(",")]

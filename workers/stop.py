@@ -1,0 +1,101 @@
+"""A stop on a photo's way, as a Celery task serves it: claim until there is nothing, work, go on. A tier is one; the collector is one."""
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeVar
+
+import structlog
+from routing.ledger import Claim, OwnerDead
+from routing.owner import Owner
+from routing.patience import patiently
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+#: A task ends after this long and rings for its successor, so that Flower shows a stream of tasks and a drain is bounded.
+SHIFT_S = 2.0
+
+
+class Progress:
+    """Whether work in hand moves. A heart that beats beside a hung device would keep its batches for ever."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._in_hand = 0
+        self._last_s = time.monotonic()
+
+    def moved(self) -> None:
+        """Something got done: a photo decoded, a device batch scored, a verb answered."""
+        self._last_s = time.monotonic()
+
+    def took(self, by: int) -> None:
+        """Work came in hand (+1) or left it (-1)."""
+        with self._lock:
+            self._in_hand += by
+            self._last_s = time.monotonic()
+
+    def stalled_s(self) -> float:
+        """Seconds since work in hand moved; 0 without any."""
+        return time.monotonic() - self._last_s if self._in_hand else 0.0
+
+
+class Stop(ABC):
+    """What a tier and the collector have in common.
+
+    Args:
+        name: its name in the ledger.
+        max_items: items of one claim at most.
+        owner: this process's hold on batches.
+        progress: what the owner watches.
+    """
+
+    def __init__(self, name: str, max_items: int, owner: Owner, progress: Progress) -> None:
+        self.name = name
+        self.max_items = max_items
+        self.owner = owner
+        self.progress = progress
+        #: Set when the process is told to end: tasks stop after the claim in hand.
+        self.ending = threading.Event()
+
+    @abstractmethod
+    def work(self, claim: Claim) -> None:
+        """Takes a claim's batches to their children in the ledger."""
+
+    def serve(self) -> int:
+        """The body of the Celery task that a doorbell starts: works until the stop is dry. Returns the batches worked."""
+        begun_s = time.monotonic()
+        worked = 0
+        while not self.ending.is_set():
+            try:
+                claim = self.patiently(lambda: self.owner.claim(self.name, self.max_items))
+            except OwnerDead:
+                # The next beat takes a new id; whatever is ready stays ready.
+                time.sleep(self.owner.profile.delivery.beat_s)
+                continue
+            if not claim.batches:
+                break
+            if worked == 0 and claim.left:
+                # More than this thread took: wake the next one, who does the same.
+                self.owner.doorbells.ring([self.name])
+            self.progress.took(1)
+            try:
+                self.work(claim)
+            finally:
+                self.progress.took(-1)
+                self.owner.release(claim)
+            worked += len(claim.batches)
+            if time.monotonic() - begun_s > SHIFT_S:
+                self.owner.doorbells.ring([self.name])
+                break
+        return worked
+
+    def patiently(self, verb: Callable[[], T]) -> T:
+        """Asks the server until it answers; waiting for it is no stall."""
+        return patiently(verb, self._go_on)
+
+    def _go_on(self) -> bool:
+        self.progress.moved()
+        return not self.owner.ending
