@@ -1,0 +1,82 @@
+"""One at a time: a lock that the kernel frees when its holder dies, however it dies."""
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from configs.errors import BusyError, DiskError
+
+#: Held by a run of the fleet, under the working directory.
+RUN_LOCK_FILE = Path("var/run.lock")
+
+
+class RunLock:
+    """A lock on a file, held between ``take`` and ``release`` or inside ``with``.
+
+    The file says who holds it and stays there afterwards: removing it would let two holders each lock a file of that
+    name. A child that inherits ``fileno`` (subprocess' pass_fds) keeps the lock held for as long as it lives.
+
+    Args:
+        path: the file; its folder is made.
+        command: what runs, for the next one's error; no secrets.
+        what: the noun of that error.
+    """
+
+    def __init__(self, path: Path = RUN_LOCK_FILE, command: str = "", what: str = "run") -> None:
+        self.path = path
+        self.command = command
+        self.what = what
+        self._descriptor: int | None = None
+
+    def take(self) -> None:
+        """Takes the lock at once or not at all.
+
+        Raises:
+            BusyError: somebody holds it; says who.
+            DiskError: the file cannot be written or locked.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise DiskError(f"cannot write {self.path}: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n{self.command}\n".encode(), 0)
+        except BlockingIOError:
+            pid, _, command = os.pread(descriptor, 4096, 0).decode(errors="replace").partition("\n")
+            os.close(descriptor)
+            doing = f": {command.strip()}" if command.strip() else ""
+            raise BusyError(f"another {self.what} (pid {pid or 'unknown'}) is going on{doing}") from None
+        except OSError as error:
+            os.close(descriptor)
+            raise DiskError(f"cannot lock {self.path}: {error.strerror}") from error
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Gives the lock back; nothing when it is not held."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def fileno(self) -> int:
+        """The descriptor to hand to a child.
+
+        Raises:
+            ValueError: the lock is not held.
+        """
+        if self._descriptor is None:
+            raise ValueError("the lock is not held")
+        return self._descriptor
+
+    def __enter__(self) -> Self:
+        self.take()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()

@@ -1,0 +1,348 @@
+"""The address of the Redis server: one parser, and the form that each library wants of it.
+
+kombu and redis-py spell TLS, sentinels and Unix sockets differently, and both fall back to something unsafe or endless
+when an option is left out. Everybody who opens a connection asks here.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
+
+import redis
+import structlog
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis.retry import Retry
+from redis.sentinel import MasterNotFoundError, Sentinel
+
+from configs.errors import ConfigError, ServerError
+
+#: Where ``natix-fleet server`` leaves the URL of the server that it runs, under the working directory.
+SERVER_URL_FILE = Path("var/server/url")
+
+CONNECT_TIMEOUT_S = 5.0
+#: Longer than any script runs and than an fsync under load takes; without it a dead peer is waited for without end.
+REPLY_TIMEOUT_S = 10.0
+HEALTH_CHECK_INTERVAL_S = 15
+#: Five retries, up to 0.2, 0.4, 0.8, 1.6 and 2 s apart: a server that restarts is seen through, an absent one is not.
+RETRIES, RETRY_BASE_S, RETRY_CAP_S = 5, 0.1, 2.0
+
+_FORMS = {
+    "redis": "redis://:PASSWORD@127.0.0.1:6379/0",
+    "rediss": "rediss://:PASSWORD@redis.example.com:6379/0?ssl_ca_certs=/etc/ssl/redis-ca.pem",
+    "sentinel": "sentinel://:PASSWORD@a:26379,b:26379,c:26379/0?master_name=fleet&sentinel_password=PASSWORD",
+    "unix": "unix://:PASSWORD@/run/redis/redis.sock?db=0",
+}
+_TLS_KEYS = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
+_QUERY_KEYS = {
+    "redis": frozenset[str](),
+    "rediss": _TLS_KEYS,
+    "sentinel": _TLS_KEYS | {"master_name", "sentinel_username", "sentinel_password"},
+    "unix": frozenset({"db"}),
+}
+_DEFAULT_PORTS = {"redis": 6379, "rediss": 6379, "sentinel": 26379}
+
+
+class _Retry(Retry):
+    """The same, but a refused login is an answer, not a failure to connect: it is not tried again."""
+
+    def call_with_retry(
+        self,
+        do: Callable[[], Any],
+        fail: Callable[..., Any],
+        is_retryable: Callable[[Exception], bool] | None = None,
+        with_failure_count: bool = False,
+    ) -> Any:
+        def may_heal(error: Exception) -> bool:
+            refused = isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.AuthorizationError)
+            return not refused and (is_retryable is None or is_retryable(error))
+
+        return super().call_with_retry(do, fail, may_heal, with_failure_count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerAddress:
+    """Where the server is and how to log in. Its repr and str hold no secret; ``url`` and ``broker_url`` do."""
+
+    #: As it was given, secrets included: for a child's environment, never for an argument or a log.
+    url: str
+    #: redis, rediss, sentinel or unix.
+    scheme: str
+    #: (host, port) of the server, or of every sentinel; empty for a Unix socket.
+    hosts: tuple[tuple[str, int], ...]
+    path: str = ""
+    db: int = 0
+    username: str | None = None
+    password: str | None = None
+    master_name: str = ""
+    sentinel_login: Mapping[str, str] = field(default_factory=dict)
+    #: ssl_ca_certs, ssl_certfile, ssl_keyfile as far as they were given; they only matter where ``encrypted``.
+    tls_files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether connections use TLS: rediss always, sentinel when a certificate file was named."""
+        return self.scheme == "rediss" or bool(self.tls_files)
+
+    @property
+    def redacted(self) -> str:
+        """The address for people and logs: no password in it."""
+        login = (
+            f"{self.username or ''}:***@" if self.password is not None else f"{self.username}@" * bool(self.username)
+        )
+        if self.scheme == "unix":
+            return f"unix://{login}{self.path}?db={self.db}"
+        query = f"?master_name={self.master_name}" if self.master_name else ""
+        return f"{self.scheme}://{login}{','.join(_host_port(*host) for host in self.hosts)}/{self.db}{query}"
+
+    def __repr__(self) -> str:
+        return f"ServerAddress({self.redacted!r})"
+
+    def __str__(self) -> str:
+        return self.redacted
+
+    @property
+    def broker_url(self) -> str:
+        """The URL as kombu wants it, secrets included; several sentinels are URLs joined by semicolons."""
+        login = ""
+        if self.username or self.password is not None:
+            login = f"{quote(self.username or '', safe='')}:{quote(self.password or '', safe='')}@"
+        if self.scheme == "unix":
+            return f"redis+socket://{login}{quote(self.path)}?virtual_host={self.db}"
+        return ";".join(f"{self.scheme}://{login}{_host_port(*host)}/{self.db}" for host in self.hosts)
+
+    @property
+    def broker_options(self) -> dict[str, Any]:
+        """``transport_options`` and ``use_ssl`` (None: no TLS) for kombu.Connection and Celery's broker settings.
+
+        Both matter: without ``use_ssl`` kombu checks no certificate, without a timeout a publish can wait for ever.
+        """
+        options: dict[str, Any] = {
+            "socket_timeout": REPLY_TIMEOUT_S,
+            "socket_connect_timeout": CONNECT_TIMEOUT_S,
+            "socket_keepalive": True,
+            "health_check_interval": HEALTH_CHECK_INTERVAL_S,
+        }
+        if self.scheme == "sentinel":
+            options |= {"master_name": self.master_name, "sentinel_kwargs": self._sentinel_options()}
+        return {"transport_options": options, "use_ssl": self._tls_options() or None}
+
+    def connect(self, **options: Any) -> redis.Redis:
+        """A redis-py client of the server, or of the sentinels' present master; nothing is sent yet.
+
+        A command that meets a broken connection is sent again up to five times (about 5 s): whatever is sent through it
+        must bear being done twice. Replies are bytes.
+
+        Args:
+            **options: keywords of redis.Redis that differ from the ones here (socket_timeout in seconds, client_name).
+        """
+        backoff = ExponentialWithJitterBackoff(base=RETRY_BASE_S, cap=RETRY_CAP_S)
+        options = {
+            "db": self.db,
+            "username": self.username,
+            "password": self.password,
+            # RESP2 and RESP3 cost the same to parse (130 us for a claim of 8 batches), RESP3 more to connect.
+            "protocol": 2,
+            "socket_timeout": REPLY_TIMEOUT_S,
+            "socket_connect_timeout": CONNECT_TIMEOUT_S,
+            "socket_keepalive": True,
+            "health_check_interval": HEALTH_CHECK_INTERVAL_S,
+            "retry": _Retry(backoff, RETRIES),
+            **({"ssl": True, **self._tls_options()} if self.encrypted else {}),
+            **options,
+        }
+        if self.scheme == "unix":
+            return redis.Redis(unix_socket_path=self.path, **_without(options, "socket_keepalive"))
+        if self.scheme == "sentinel":
+            sentinel = Sentinel(list(self.hosts), sentinel_kwargs=self._sentinel_options())  # type: ignore[no-untyped-call]
+            client: redis.Redis = sentinel.master_for(self.master_name, **options)  # type: ignore[no-untyped-call]
+            return client
+        ((host, port),) = self.hosts
+        return redis.Redis(host=host, port=port, **options)
+
+    def _sentinel_options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {
+            "socket_timeout": 1.0,
+            "socket_connect_timeout": 1.0,
+            # Who asks the sentinels asks them all again anyway. By default redis-py stays 8 s with one that is away.
+            "retry": Retry(NoBackoff(), 0),
+            **self.sentinel_login,
+        }
+        return options | ({"ssl": True, **self._tls_options()} if self.encrypted else {})
+
+    def _tls_options(self) -> dict[str, Any]:
+        return {"ssl_cert_reqs": "required", "ssl_check_hostname": True, **self.tls_files} if self.encrypted else {}
+
+
+def _host_port(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _without(options: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != key}
+
+
+def parse_address(url: str, origin: str = "server address") -> ServerAddress:
+    """Reads a server's URL; the forms are ``redis``, ``rediss``, ``sentinel`` and ``unix``.
+
+    Nothing of the URL's own text is repeated in an error, because a misplaced character may have moved a password.
+
+    Args:
+        url: as a user wrote it; white space around it is ignored.
+        origin: where it was read, for the error.
+
+    Raises:
+        ConfigError: the URL is wrong, or a file that it names does not exist.
+    """
+    url = url.strip()
+    scheme = url.partition("://")[0]
+    if scheme not in _FORMS or "://" not in url:
+        raise ConfigError(f"{origin}: it must start with {'://, '.join(_FORMS)}://; for example {_FORMS['redis']}")
+    try:
+        return _parse(url, scheme)
+    except ValueError as error:
+        raise ConfigError(f"{origin}: {error}; for example {_FORMS[scheme]}") from None
+
+
+def _parse(url: str, scheme: str) -> ServerAddress:
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # its text may repeat the password
+        raise ValueError("the part between // and / cannot be read") from None
+    if "@" in parts.path + parts.query + parts.fragment or parts.fragment:
+        raise ValueError(
+            "a character of the password must be written as its code (/ as %2F, ? as %3F, # as %23, @ as %40)"
+        )
+    query = _query(parts, scheme)
+    login, _, where = parts.netloc.rpartition("@")
+    username, colon, password = login.partition(":")
+    common: dict[str, Any] = {
+        "url": url,
+        "scheme": scheme,
+        "username": unquote(username) or None,
+        "password": unquote(password) if colon else None,
+    }
+    if scheme == "unix":
+        if where or len(parts.path) < 2:
+            raise ValueError("a Unix socket's absolute path must follow the // or the @")
+        return ServerAddress(**common, hosts=(), path=unquote(parts.path), db=_database(query.get("db", "0")))
+    if scheme == "sentinel" and not query.get("master_name"):
+        raise ValueError("master_name is missing")
+    if scheme != "sentinel" and "," in where:
+        raise ValueError("several hosts are only possible with sentinel://")
+    for key in _TLS_KEYS & query.keys():
+        if not Path(query[key]).is_file():
+            raise ValueError(f"there is no file {query[key]} ({key})")
+    return ServerAddress(
+        **common,
+        hosts=tuple(_host(host, _DEFAULT_PORTS[scheme]) for host in where.split(",")),
+        db=_database(parts.path.removeprefix("/") or "0"),
+        master_name=query.get("master_name", ""),
+        sentinel_login={
+            key.removeprefix("sentinel_"): query[key]
+            for key in ("sentinel_username", "sentinel_password")
+            if key in query
+        },
+        tls_files={key: query[key] for key in sorted(_TLS_KEYS & query.keys())},
+    )
+
+
+def _query(parts: SplitResult, scheme: str) -> dict[str, str]:
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if query.keys() - _QUERY_KEYS[scheme]:
+        known = ", ".join(sorted(_QUERY_KEYS[scheme])) or "nothing"
+        raise ValueError(f"after the ? {scheme}:// takes {known}")
+    return query
+
+
+def _host(text: str, default_port: int) -> tuple[str, int]:
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]]+))(?::(\d{1,5}))?", text)
+    if not match:
+        raise ValueError("a host must be NAME or NAME:PORT")
+    port = int(match[3] or default_port)
+    if not 0 < port < 65536:
+        raise ValueError("a port must be from 1 to 65535")
+    return match[1] or match[2], port
+
+
+def _database(text: str) -> int:
+    if not re.fullmatch(r"\d{1,5}", text):
+        raise ValueError("the database must be a number from 0 on")
+    return int(text)
+
+
+def address_from_environment(
+    environ: Mapping[str, str] = os.environ, url_file: Path = SERVER_URL_FILE
+) -> ServerAddress:
+    """The server that this process is to use: REDIS_URL, else the file named by REDIS_URL_FILE, else ``url_file``.
+
+    Raises:
+        ConfigError: none of the three is there, or its URL is wrong.
+    """
+    if url := environ.get("REDIS_URL"):
+        return parse_address(url, "REDIS_URL")
+    named = environ.get("REDIS_URL_FILE")
+    origin, path = ("REDIS_URL_FILE", Path(named)) if named else (str(url_file), url_file)
+    try:
+        return parse_address(path.read_text(encoding="utf-8"), origin)
+    except (OSError, UnicodeDecodeError) as error:
+        if named:
+            raise ConfigError(f"REDIS_URL_FILE: cannot read {path}: {_cause(error)}") from None
+    raise ConfigError(
+        f"no Redis server is known: set REDIS_URL ({_FORMS['redis']}), or REDIS_URL_FILE to a file that holds it, "
+        f"or run `natix-fleet server` here, which writes {url_file}"
+    )
+
+
+def _cause(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or "it is not UTF-8 text")
+
+
+def require_server(client: redis.Redis) -> None:
+    """Checks that the server answers and can keep the fleet's promises; warns in the log where an ACL hides an answer.
+
+    Raises:
+        ServerError: it is away, loading, read-only, a cluster, older than 7, or may evict keys; with the remedy.
+    """
+    log = structlog.get_logger()
+    try:
+        client.ping()
+        info: dict[str, Any] = client.info()
+    except redis.exceptions.NoPermissionError as error:
+        log.warning("server not checked: the ACL forbids it", cause=str(error))
+        return
+    except redis.exceptions.RedisError as error:
+        raise ServerError(_remedy(error)) from error
+    version = str(info.get("redis_version", "0"))
+    # Not redis_mode: Valkey calls that server_mode.
+    if info.get("cluster_enabled"):
+        raise ServerError("the server is a Redis Cluster: use a single server, or sentinel:// for failover")
+    if int(version.partition(".")[0]) < 7:
+        raise ServerError(f"the server is Redis {version}: install Redis 7 or newer, or Valkey")
+    if info.get("role") == "slave":
+        raise ServerError("the server is a read-only replica: name its master, or the sentinels (sentinel://)")
+    policy = info.get("maxmemory_policy")
+    if policy is None:
+        log.warning("eviction policy not checked: the server does not tell it", wanted="noeviction")
+    elif policy != "noeviction":
+        raise ServerError(
+            f"the server may evict keys ({policy}), which loses images: CONFIG SET maxmemory-policy noeviction"
+        )
+    if info.get("aof_enabled") == 0:
+        log.warning("the server keeps no append-only file: what it holds is lost when it stops")
+
+
+def _remedy(error: redis.exceptions.RedisError) -> str:
+    match error:
+        case redis.exceptions.AuthenticationError():
+            return "the server refuses the login: check user and password in the server address"
+        case redis.exceptions.BusyLoadingError():
+            return "the server is still loading its data: try again in a moment"
+        case MasterNotFoundError():
+            return f"no sentinel knows the master: check the sentinels and master_name ({error})"
+        case redis.exceptions.ConnectionError() | redis.exceptions.TimeoutError():
+            return f"the server does not answer: start it or correct the server address ({error})"
+    return f"the server cannot be used: {error}"

@@ -1,0 +1,110 @@
+"""Flower as a child: it shows the broker to who has the password, and to nobody else."""
+
+import io
+import json
+import os
+import socket
+import time
+import urllib.error
+import urllib.request
+from base64 import b64encode
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from configs.errors import BusyError
+from ops.flower import FlowerCommand, flower_command
+from ops.server import EmbeddedServer, port_is_free
+from ops.supervisor import Child, Supervisor
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(tmp_path_factory.mktemp("server"), fsync="everysec") as server:
+        yield server
+
+
+def get(url: str, user: str = "", password: str = "") -> tuple[int, bytes]:
+    """Status and body; status 0 when nobody answers."""
+    request = urllib.request.Request(url)  # noqa: S310
+    if user:
+        request.add_header("Authorization", "Basic " + b64encode(f"{user}:{password}".encode()).decode())
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+    except OSError:
+        return 0, b""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_shows_the_broker_behind_a_password(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a login or with a wrong one it answers 401, with it it shows the queues; SIGTERM ends it with status 0.
+
+    Neither its arguments nor its log hold a secret, and a flowerconfig.py in the working directory has no say.
+    """
+    monkeypatch.delenv("FLOWER_BASIC_AUTH", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flowerconfig.py").write_text("address = '0.0.0.0'\nbasic_auth = ['a:b']\n")
+    command = flower_command(server.address, free_port())
+    with server.address.connect() as client:
+        client.rpush("celery", "x", "y")
+    stream = io.StringIO()
+    child = Child(
+        name="flower", argv=command.argv, env=command.env, ready=lambda: get(f"{command.url}/healthcheck")[0] == 200
+    )
+    with Supervisor([child], stream=stream) as supervisor:
+        deadline = time.monotonic() + 30
+        while not supervisor.all_ready:
+            assert time.monotonic() < deadline, stream.getvalue()
+            supervisor.poll()
+            time.sleep(0.1)
+        check_answers(command)
+        arguments = Path(f"/proc/{supervisor.states[0].pid}/cmdline")
+        shown = arguments.read_text() if arguments.exists() else ""
+    assert supervisor.states[0].last_exit == 0, stream.getvalue()
+    assert server.address.password
+    for secret in (command.password, server.address.password):
+        assert secret not in shown + stream.getvalue() + repr(command)
+
+
+def check_answers(command: FlowerCommand) -> None:
+    """401 without the login, the queue's length with it."""
+    assert get(command.url)[0] == 401
+    assert get(command.url, command.user, "wrong")[0] == 401
+    assert get(f"{command.url}/api/queues/length")[0] == 401
+    assert get(f"{command.url}/workers", command.user, command.password)[0] == 200
+    status, body = get(f"{command.url}/api/queues/length", command.user, command.password)
+    assert (status, json.loads(body)["active_queues"]) == (200, [{"name": "celery", "messages": 2}])
+
+
+def test_login(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A login of the environment is kept, otherwise every command has its own password."""
+    monkeypatch.setenv("FLOWER_BASIC_AUTH", "me:mine,you:yours")
+    command = flower_command(server.address, free_port())
+    assert (command.user, command.password, command.env["FLOWER_BASIC_AUTH"]) == ("me", "mine", "me:mine")
+    monkeypatch.setenv("FLOWER_BASIC_AUTH", "")
+    passwords = {flower_command(server.address, free_port()).password for _ in range(3)}
+    assert len(passwords) == 3
+    assert min(map(len, passwords)) >= 16
+    assert "FLOWER_BASIC_AUTH" in os.environ
+
+
+def test_port_busy(server: EmbeddedServer) -> None:
+    """A taken port is a BusyError before anything starts."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(BusyError, match=str(port)):
+            flower_command(server.address, port)
+    assert port_is_free(port)
