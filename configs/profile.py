@@ -140,7 +140,10 @@ def _problems(profile: Profile) -> Iterator[str]:
             yield f"{name!r} is the name of a stop, not of a tier"
     for i, tier in enumerate(profile.tiers):
         if tier.accept_below >= tier.accept_above:
-            yield f"tiers[{i}] ({tier.name}): accept_below {tier.accept_below} must be under accept_above {tier.accept_above}"
+            yield (
+                f"tiers[{i}] ({tier.name}): accept_below {tier.accept_below} must be under "
+                f"accept_above {tier.accept_above}"
+            )
         if not re.fullmatch(r"cpu|cuda:(\d+|GPU-[0-9a-fA-F-]+)", tier.device):
             yield f"tiers[{i}] ({tier.name}): device {tier.device!r} is neither cpu nor cuda:INDEX nor cuda:GPU-UUID"
 

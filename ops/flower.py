@@ -11,7 +11,7 @@ from typing import NamedTuple
 from celery import Celery
 
 from configs.errors import BusyError
-from ops.logs import configure_logging
+from routing.logs import configure_logging
 from ops.server import HOST, port_is_free
 from routing.address import ServerAddress, address_from_environment
 

@@ -22,7 +22,7 @@ from types import FrameType, TracebackType
 from typing import IO, Any, Self, TextIO
 
 from configs.errors import ConfigError, DiskError, FleetError, UsageError
-from ops.logs import without_secrets
+from routing.logs import without_secrets
 
 POLL_INTERVAL_S = 0.05
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from configs.profile import COLLECTOR
-
 from routing.ledger import new_id
 from routing.messages import Child, Claimed, Item, Verdict, encode
 
@@ -41,5 +40,11 @@ def verdict_batch(verdicts: Sequence[Verdict], lane: str) -> Child:
 def again(batch: Claimed, stop: str, not_before_ms: int) -> Child:
     """A batch as it came, to be claimed again later: by somebody who can read it."""
     return Child(
-        bid=new_id(), tier=stop, lane=batch.lane, n=batch.n, stored_bytes=batch.stored_bytes, blob=batch.blob, not_before_ms=not_before_ms
+        bid=new_id(),
+        tier=stop,
+        lane=batch.lane,
+        n=batch.n,
+        stored_bytes=batch.stored_bytes,
+        blob=batch.blob,
+        not_before_ms=not_before_ms,
     )

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 import structlog
 from celery import Celery
-from configs.profile import COLLECTOR, Profile
-from kombu import Connection
+from kombu.connection import Connection
 from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
 
+from configs.profile import COLLECTOR, Profile
 from routing.address import ServerAddress
 
 log = structlog.get_logger(__name__)
@@ -25,7 +25,7 @@ def task_name(stop: str) -> str:
 
 
 def stops(profile: Profile) -> list[str]:
-    """The stops that have a queue: every tier and the collector. (The route stop has none: every process serves it at its tick.)"""
+    """The stops that have a queue: every tier and the collector. The route stop has none, it is served at each tick."""
     return [*(tier.name for tier in profile.tiers), COLLECTOR]
 
 
@@ -50,7 +50,8 @@ def make_app(address: ServerAddress, profile: Profile, *, events: bool = True) -
         result_serializer="json",
         # The ledger holds the results; a doorbell has none.
         task_ignore_result=True,
-        # Acknowledged on receipt: a lost doorbell is rung again by the next tick, and acks_late leaves residue for an hour.
+        # Acknowledged on receipt: a lost doorbell is rung again by the next tick, and acks_late leaves residue for an
+        # hour.
         task_acks_late=False,
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,

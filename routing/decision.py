@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 
-from configs.model import Calibrator
-from configs.profile import Tier
 from msgspec.structs import replace
 
+from configs.model import Calibrator
+from configs.profile import Tier
 from routing.messages import Item, Verdict, Vote
 
 #: A vote is never certain: a probability of 0 or 1 would outweigh every other vote for ever.

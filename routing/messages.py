@@ -122,7 +122,6 @@ class Child(Struct, frozen=True):
     apart: bool = False
 
 
-
 _encoder = msgspec.msgpack.Encoder()
 _items = msgspec.msgpack.Decoder(list[Item])
 _verdicts = msgspec.msgpack.Decoder(list[Verdict])

@@ -1,6 +1,7 @@
 """An owner: one process's hold on batches. Its thread beats, and does the once-a-second work that every process shares.
 
-That work (reaping the silent, ending back-offs, serving the route stop, ringing where work is ready and no doorbell waits) needs no leader:
+That work (reaping the silent, ending back-offs, serving the route stop, ringing where work is ready and no doorbell
+waits) needs no leader:
 each part is atomic in the ledger, and doing it twice does nothing.
 """
 
@@ -12,9 +13,9 @@ from collections.abc import Callable, Sequence
 
 import redis
 import structlog
-from configs.errors import ConfigError, MessageError
-from configs.profile import COLLECTOR, ROUTE, Profile
 
+from configs.errors import ConfigError, MessageError
+from configs.profile import ROUTE, Profile
 from routing.batches import UNREADABLE_MS, again, verdict_batch
 from routing.broker import Doorbells
 from routing.decision import settle_held
@@ -32,7 +33,8 @@ STALLED = 70
 class Watch:
     """Who is silent: reaping by observation, on this process's own monotonic clock.
 
-    A beat must be seen to stand still for a whole lease in samples without a gap; a watcher that was itself paused starts over.
+    A beat must be seen to stand still for a whole lease in samples without a gap; a watcher that was itself paused
+    starts over.
     So neither a server that stopped nor a clock that jumped makes anybody look dead.
     """
 
@@ -48,7 +50,8 @@ class Watch:
             self._seen = {}
         self._last = now_s
         self._seen = {
-            owner: seen if (seen := self._seen.get(owner)) and seen[0] == beat else (beat, now_s) for owner, beat in beats.items()
+            owner: seen if (seen := self._seen.get(owner)) and seen[0] == beat else (beat, now_s)
+            for owner, beat in beats.items()
         }
         return [(owner, beat) for owner, (beat, since) in self._seen.items() if now_s - since >= self._lease_s]
 
@@ -61,7 +64,8 @@ class Owner:
         profile: what its fleet runs.
         doorbells: how it wakes others.
         stops: the stops whose ready lists it rings.
-        stalled_s: seconds since its work last moved, 0 when it has none; past ``stall_s`` the process ends itself, and the supervisor restarts it.
+        stalled_s: seconds since its work last moved, 0 when it has none; past ``stall_s`` the process ends itself, and
+            the supervisor restarts it.
         stall_s: see there.
     """
 
@@ -100,7 +104,7 @@ class Owner:
             self.ledger.enlist(self.id, digest)
         except OtherProfile as other:
             raise ConfigError(
-                f"the fleet on this server runs another profile (digest {other.digest}; profile {self.profile.name!r} is {digest}): "
+                f"the fleet on this server runs another profile ({other.digest}; {self.profile.name!r} is {digest}): "
                 "stop its processes first, or start this one with their profile"
             ) from None
         self._thread.start()
@@ -121,7 +125,7 @@ class Owner:
         return self._ending.is_set()
 
     def claim(self, stop: str, max_items: int) -> Claim:
-        """Claims ready batches; call release() with the claim when they are settled. An empty claim needs no release."""
+        """Claims ready batches; release() the claim when they are settled. An empty claim needs no release."""
         token = new_id()
         with self._lock:
             # Before the call: a beat in between must not take the batches for a lost reply.
@@ -176,7 +180,7 @@ class Owner:
         self._ring(tick)
 
     def _revive(self) -> None:
-        """Somebody reaped this owner, or the server went back in time: what it holds is lost to it, and it starts anew."""
+        """Somebody reaped this owner, or the server went back in time: what it held is lost to it; it starts anew."""
         with self._lock:
             self.id = new_id()
             self._tokens.clear()
@@ -191,7 +195,7 @@ class Owner:
         self.doorbells.ring(s for s, ready in busy.items() for _ in range(min(ready, MAX_DOORBELLS) - waiting[s]))
 
     def _route(self) -> None:
-        """Settles, by the votes held, what no tier may have any more: overdue batches, and those of a tier that is gone."""
+        """Settles by the votes held what no tier may have any more: overdue batches, those of a tier that is gone."""
         while (claim := self.claim(ROUTE, 4096)).batches:
             now_ms = claim.now_us // 1000
             children: list[Child] = []
@@ -209,4 +213,3 @@ class Owner:
             except Lost as lost:
                 log.warning("route settle refused", lost=len(lost.bids))
             self.release(claim)
-

@@ -1,12 +1,12 @@
 """The photo store: bytes by item id, from intake to verdict. Pixels never travel in a message."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import fsspec
 import redis
-from configs.errors import ConfigError
 
+from configs.errors import ConfigError
 from routing.ledger import PREFIX
 from routing.messages import Item
 
@@ -15,7 +15,7 @@ UNADMITTED_TTL_S = 600
 
 
 class PhotoStore(Protocol):
-    """Where bytes wait. ``in_server``: the ledger's scripts look after them (admit checks and keeps, commit unlinks)."""
+    """Where bytes wait. ``in_server``: the ledger looks after them (admit checks and keeps, commit unlinks)."""
 
     in_server: bool
 
@@ -34,7 +34,7 @@ class ServerPhotos:
 
     in_server = True
 
-    def __init__(self, server: "redis.Redis[bytes]") -> None:
+    def __init__(self, server: redis.Redis) -> None:
         self._server = server
 
     def put(self, source: str, photos: Sequence[tuple[int, bytes]]) -> None:
@@ -48,7 +48,8 @@ class ServerPhotos:
         """One round trip."""
         if not items:
             return []
-        return list(self._server.mget([f"{PREFIX}img:{item.source}:{item.position}" for item in items]))
+        found: list[Any] = self._server.mget([f"{PREFIX}img:{item.source}:{item.position}" for item in items])
+        return found
 
     def drop(self, source: str, positions: Sequence[int]) -> None:
         """Commit unlinked them."""
@@ -93,7 +94,7 @@ class FilePhotos:
                 self._files.rm_file(path)
 
 
-def open_store(url: str, server: "redis.Redis[bytes]") -> PhotoStore:
+def open_store(url: str, server: redis.Redis) -> PhotoStore:
     """The store of a profile: "redis", or an fsspec URL.
 
     Raises:

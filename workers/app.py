@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import structlog
 from celery import Celery, signals
-from routing.broker import queue_name, task_name
 
+from routing.broker import queue_name, task_name
 from workers.stop import Stop
 
 log = structlog.get_logger(__name__)

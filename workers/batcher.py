@@ -1,4 +1,4 @@
-"""The dynamic batcher: one thread owns the device; what claiming threads bring is merged into the largest batch the engine takes.
+"""The dynamic batcher: one thread owns the device and merges what the claiming threads bring.
 
 The device never waits for a batch to fill: it takes what is there, and while it scores, the next batch gathers.
 """
@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from configs.errors import FleetError
 from msgspec import Struct
 
+from configs.errors import FleetError
 from workers.engines import Engine
 
 
@@ -98,6 +98,13 @@ class Batcher:
                         queue.popleft()
             return slices
 
+    def _score(self, batch: list[Any]) -> Sequence[float | None]:
+        scores = self._engine.score(batch)
+        if len(scores) != len(batch):
+            module = type(self._engine).__module__
+            raise ContractError(f"{module} returned {len(scores)} scores for {len(batch)} inputs")
+        return scores
+
     def _run(self) -> None:
         while slices := self._gather():
             batch = [x for work, start, end in slices for x in work.inputs[start:end]]
@@ -105,11 +112,7 @@ class Batcher:
             scores: Sequence[float | None] = ()
             error: Exception | None = None
             try:
-                scores = self._engine.score(batch)
-                if len(scores) != len(batch):
-                    raise ContractError(
-                        f"{type(self._engine).__module__} returned {len(scores)} scores for {len(batch)} inputs"
-                    )
+                scores = self._score(batch)
             except Exception as raised:  # noqa: BLE001 - handed to the threads whose photos were in the batch
                 error = raised
             per_input_s = (time.perf_counter() - begun) / len(batch)

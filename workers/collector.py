@@ -4,15 +4,15 @@ import time
 from collections import defaultdict
 
 import structlog
+from msgspec import Struct
+
 from configs.errors import MessageError
 from configs.profile import COLLECTOR, Profile
-from msgspec import Struct
 from routing.batches import UNREADABLE_MS, again
 from routing.ledger import Claim, Lost, Standing
 from routing.messages import UNLABELLED, Claimed, Verdict, decode_verdicts
 from routing.owner import Owner
 from routing.store import PhotoStore
-
 from workers.mcc import RollingMcc, cell
 from workers.stop import Progress, Stop
 from workers.verdicts import VerdictDatabase
@@ -94,7 +94,9 @@ class CollectorStop(Stop):
         progress: what the owner watches.
     """
 
-    def __init__(self, profile: Profile, database: VerdictDatabase, store: PhotoStore, owner: Owner, progress: Progress) -> None:
+    def __init__(
+        self, profile: Profile, database: VerdictDatabase, store: PhotoStore, owner: Owner, progress: Progress
+    ) -> None:
         super().__init__(COLLECTOR, profile.collector.max_batch, owner, progress)
         self._profile = profile
         self._database = database
@@ -149,7 +151,8 @@ class CollectorStop(Stop):
             elif item.stored_bytes:
                 tally.stored.append(item.position)
         standings = [
-            Standing(source, t.positions, t.packed, t.replays, t.voids, t.stored, t.kept) for source, t in tallies.items()
+            Standing(source, t.positions, t.packed, t.replays, t.voids, t.stored, t.kept)
+            for source, t in tallies.items()
         ]
         try:
             committed = self.patiently(

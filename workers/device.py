@@ -30,7 +30,7 @@ def pin(device: str) -> str:
     if which not in present:
         have = ", ".join(present) or "none"
         raise ConfigError(
-            f"device {device!r}: this machine has no such GPU (it has: {have}); use --device cpu or one that nvidia-smi -L lists"
+            f"device {device!r}: no such GPU here (there are: {have}); use --device cpu or one that nvidia-smi -L lists"
         )
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     os.environ["CUDA_VISIBLE_DEVICES"] = which
@@ -40,7 +40,7 @@ def pin(device: str) -> str:
 def _gpus() -> list[str]:
     """Indices and UUIDs of the GPUs that the driver shows."""
     try:
-        listed = subprocess.run(  # noqa: S603 - a fixed command
+        listed = subprocess.run(
             ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"],  # noqa: S607 - where the driver put it
             capture_output=True,
             text=True,

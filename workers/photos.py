@@ -1,17 +1,50 @@
-"""From stored bytes to pixels."""
+"""From stored bytes to an engine's inputs: fetch, decode, prepare. In the claiming threads, beside the device's."""
 
 import io
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from configs.errors import PhotoError
 from PIL import Image
 
+from configs.errors import PhotoError
+from routing.messages import Item
+from routing.store import PhotoStore
+from workers.engines import Engine
 
-def open_photo(data: bytes, least_px: int) -> Image.Image:
+#: An engine's input for each item in order, or the error that says why there is none.
+LoadInputs = Callable[[Sequence[Item]], Sequence[Any | PhotoError]]
+
+
+def photo_loader(store: PhotoStore, engine: Engine, input_px: int, moved: Callable[[], None]) -> LoadInputs:
+    """Loads photos for an engine.
+
+    Args:
+        store: where they wait.
+        engine: prepares them.
+        input_px: side of its input.
+        moved: called after each photo.
+    """
+
+    def load(items: Sequence[Item]) -> Sequence[Any | PhotoError]:
+        inputs: list[Any | PhotoError] = []
+        for data in store.get(items):
+            try:
+                inputs.append(engine.prepare(open_photo(data, 2 * input_px)))
+            except PhotoError as error:
+                inputs.append(error)
+            moved()
+        return inputs
+
+    return load
+
+
+def open_photo(data: bytes | None, least_px: int) -> Image.Image:
     """Decodes a stored photo.
 
     Args:
-        data: a JPEG, as intake stores it.
-        least_px: the caller needs no side shorter than this; a much larger JPEG is decoded at a half, quarter or eighth (DCT scaling).
+        data: a JPEG, as intake stores it; None: the store has none (any more).
+        least_px: the caller needs no side shorter than this; a much larger JPEG is decoded at a half, quarter or eighth
+            (DCT scaling).
 
     Returns:
         RGB, decoded.
@@ -19,10 +52,13 @@ def open_photo(data: bytes, least_px: int) -> Image.Image:
     Raises:
         PhotoError: it cannot be decoded.
     """
+    if data is None:
+        raise PhotoError("bytes-missing", "the photo store has no bytes for it (any more)")
     try:
-        photo = Image.open(io.BytesIO(data))
+        photo = Image.open(io.BytesIO(data), formats=["JPEG"])
         photo.draft("RGB", (least_px, least_px))
         return photo.convert("RGB")
-    except Exception as error:
-        # Pillow raises OSError, SyntaxError, ValueError, struct.error and more, by format: whichever it is, this photo cannot be judged.
+    except Exception as error:  # noqa: BLE001 - see below
+        # Pillow raises OSError, SyntaxError, ValueError, struct.error and more, by format: whichever it is, this photo
+        # cannot be judged.
         raise PhotoError("undecodable", f"{type(error).__name__}: {error}") from None

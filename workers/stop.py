@@ -1,4 +1,4 @@
-"""A stop on a photo's way, as a Celery task serves it: claim until there is nothing, work, go on. A tier is one; the collector is one."""
+"""A stop on a photo's way: a Celery task claims and works until it is dry. Tiers are stops, so is the collector."""
 
 import threading
 import time
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import structlog
+
 from routing.ledger import Claim, OwnerDead
 from routing.owner import Owner
 from routing.patience import patiently
@@ -15,7 +16,8 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-#: A task ends after this long and rings for its successor, so that Flower shows a stream of tasks and a drain is bounded.
+#: A task ends after this long and rings for its successor, so that Flower shows a stream of tasks and a drain is
+#: bounded.
 SHIFT_S = 2.0
 
 
@@ -65,7 +67,7 @@ class Stop(ABC):
         """Takes a claim's batches to their children in the ledger."""
 
     def serve(self) -> int:
-        """The body of the Celery task that a doorbell starts: works until the stop is dry. Returns the batches worked."""
+        """The body of the task that a doorbell starts: works until the stop is dry; returns the batches worked."""
         begun_s = time.monotonic()
         worked = 0
         while not self.ending.is_set():

@@ -3,23 +3,23 @@
 import random
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import structlog
+from msgspec.structs import replace
+
 from configs.errors import MessageError, PhotoError
 from configs.model import ModelSpec
 from configs.profile import Profile, Tier
-from msgspec.structs import replace
 from routing.batches import UNREADABLE_MS, again, item_batch, verdict_batch
 from routing.decision import decide, settle_held, void, vote, with_vote
 from routing.ledger import Claim, Lost
 from routing.messages import Child, Claimed, Item, Verdict, decode_items
 from routing.owner import Owner
-from routing.store import PhotoStore
-
 from workers.batcher import Batcher
 from workers.engines import Engine
-from workers.photos import open_photo
+from workers.photos import LoadInputs
 from workers.stop import Progress, Stop
 
 log = structlog.get_logger(__name__)
@@ -36,7 +36,7 @@ class TierStop(Stop):
         tier: this tier.
         spec: its model.
         engine: loaded and warm.
-        store: where photos wait.
+        load_inputs: the engine's input for each item, or why there is none (workers.photos).
         owner: this process's hold on batches.
         progress: what the owner watches.
     """
@@ -47,7 +47,7 @@ class TierStop(Stop):
         tier: Tier,
         spec: ModelSpec,
         engine: Engine,
-        store: PhotoStore,
+        load_inputs: LoadInputs,
         owner: Owner,
         progress: Progress,
     ) -> None:
@@ -57,8 +57,7 @@ class TierStop(Stop):
         self._spec = spec
         self._model = f"{spec.key}@{spec.version}"
         self._next = profile.after(tier.name)
-        self._engine = engine
-        self._store = store
+        self._load_inputs = load_inputs
         self.batcher = Batcher(engine, tier.max_batch, progress.moved)
 
     def work(self, claim: Claim) -> None:
@@ -108,7 +107,7 @@ class TierStop(Stop):
                 voids.append(void(item, self.name, now_ms, "killed-its-worker", f"{faults} times at {self.name}"))
                 continue
             try:
-                self.patiently(lambda i=i: self.owner.ledger.mark(claim.owner, batch, i))
+                self.patiently(partial(self.owner.ledger.mark, claim.owner, batch, i))
             except Lost:
                 return
             bad, good, inputs = self._load([item], now_ms)
@@ -125,7 +124,7 @@ class TierStop(Stop):
         self._decide(claim, [batch], batch.lane, sound, scores, voids, device_s, begun_s, failed)
 
     def _load(self, items: Sequence[Item], now_ms: int) -> tuple[list[Verdict], list[Item], list[Any]]:
-        """Fetches and decodes: verdicts for what cannot be or is past its deadline, the sound items, and the engine's inputs for them."""
+        """Verdicts for what cannot be loaded or is overdue; the sound items, and the engine's inputs for them."""
         ended: list[Verdict] = [
             settle_held(i, now_ms, "deadline", self.name) for i in items if 0 < i.deadline_ms <= now_ms
         ]
@@ -133,20 +132,12 @@ class TierStop(Stop):
             items = [i for i in items if not 0 < i.deadline_ms <= now_ms]
         sound: list[Item] = []
         inputs: list[Any] = []
-        found = self.patiently(lambda: self._store.get(items))
-        for item, data in zip(items, found, strict=True):
-            if data is None:
-                ended.append(
-                    void(item, self.name, now_ms, "bytes-missing", "the photo store has no bytes for it (any more)")
-                )
-                continue
-            try:
-                inputs.append(self._engine.prepare(open_photo(data, 2 * self._spec.input_px)))
-            except PhotoError as error:
-                ended.append(void(item, self.name, now_ms, error.reason, str(error)))
-                continue
-            sound.append(item)
-            self.progress.moved()
+        for item, loaded in zip(items, self.patiently(lambda: self._load_inputs(items)), strict=True):
+            if isinstance(loaded, PhotoError):
+                ended.append(void(item, self.name, now_ms, loaded.reason, str(loaded)))
+            else:
+                sound.append(item)
+                inputs.append(loaded)
         return ended, sound, inputs
 
     def _decide(

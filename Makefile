@@ -1,0 +1,53 @@
+# Everything starts here: `make run` and `make test` need Python 3.11 or newer and make, nothing else.
+PYTHON ?= python3
+PHOTOS ?= rendered:400
+PROFILE ?= demo
+FLOWER_PORT ?= 5555
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run up test lint types layers unit bench schema clean help
+
+help: ## Show the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+# Installed once, and again when pyproject.toml changes. pip prints nothing but errors.
+$(VENV)/run.stamp: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; set PYTHON=")'
+	@echo "installing natix-fleet into $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp
+	@echo "installing the tools for development"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+run: $(VENV)/run.stamp ## Run photos through a fleet on this machine: PHOTOS=DIR|FILE.parquet|natix|rendered:N
+	@$(BIN)/natix-fleet run --photos '$(PHOTOS)' --profile '$(PROFILE)' --flower-port $(FLOWER_PORT)
+
+up: $(VENV)/run.stamp ## Supervise a fleet until Ctrl-C: PROFILE=demo
+	@$(BIN)/natix-fleet up --profile '$(PROFILE)' --flower-port $(FLOWER_PORT)
+
+test: lint types layers unit ## Everything that CI runs
+
+lint: $(VENV)/dev.stamp ## Style and mistakes (ruff)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev.stamp ## Types (mypy, strict)
+	$(BIN)/mypy
+
+layers: $(VENV)/dev.stamp ## Who may import whom (import-linter)
+	$(BIN)/lint-imports
+
+unit: $(VENV)/dev.stamp ## The tests, on a real server that they start themselves
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/run.stamp ## Delivery, beside plain Celery: var/bench.json
+	$(BIN)/python -m ops.bench
+
+clean: ## Remove what runs left in var/
+	rm -rf var

@@ -1,0 +1,60 @@
+"""A fleet's processes as children of a supervisor: a worker a tier, the collector, Flower, and perhaps a producer."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from configs.profile import COLLECTOR, Profile
+from ops.flower import FlowerCommand
+from ops.serve import READY_FILE
+from ops.supervisor import Child
+from routing.address import ServerAddress
+
+
+def command(*arguments: str) -> list[str]:
+    """A natix-fleet command as a child's argv, in this very environment."""
+    return [sys.executable, "-m", "ops.cli", *arguments]
+
+
+def fleet_children(
+    profile: Profile,
+    profile_name: str,
+    address: ServerAddress,
+    folder: Path,
+    env: Mapping[str, str],
+    flower: FlowerCommand | None,
+) -> list[Child]:
+    """The children of a profile: the collector, each tier's workers, Flower.
+
+    Args:
+        profile: the fleet.
+        profile_name: as the user named it.
+        address: the server.
+        folder: for logs and ready files.
+        env: what else they get by environment.
+        flower: how Flower is started; None: without it.
+    """
+
+    def worker(name: str, argv: Sequence[str], threads: int = 1) -> Child:
+        ready_file = folder / f"{name}.ready"
+        ready_file.unlink(missing_ok=True)
+        return Child(
+            name=name,
+            argv=argv,
+            env={**env, "REDIS_URL": address.url, READY_FILE: str(ready_file), "OMP_NUM_THREADS": str(threads)},
+            log=folder / f"{name}.log",
+            ready=_exists(ready_file),
+        )
+
+    children = [worker(COLLECTOR, command("collector", "--profile", profile_name))]
+    for tier in profile.tiers:
+        for i in range(tier.workers):
+            name = tier.name if tier.workers == 1 else f"{tier.name}-{i}"
+            children.append(worker(name, command("worker", tier.name, "--profile", profile_name)))
+    if flower:
+        children.append(Child(name="flower", argv=flower.argv, env=flower.env, log=folder / "flower.log"))
+    return children
+
+
+def _exists(path: Path) -> Callable[[], bool]:
+    return path.exists

@@ -1,0 +1,111 @@
+"""natix-fleet quarantine: look at photos that could not be judged, send them again, or let them go."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from configs.errors import SourceError, UsageError
+from configs.profile import Profile
+from ops.serve import database_url
+from routing.address import address_from_environment, require_server
+from routing.broker import Doorbells, make_app
+from routing.ledger import Ledger
+from routing.messages import UNLABELLED, Item, encode
+from routing.store import open_store
+from workers.verdicts import VerdictDatabase
+
+
+def list_voids(profile: Profile, reason: str, limit: int) -> None:
+    """Prints quarantined photos, latest first."""
+    table = Table("id", "stop", "reason", "detail")
+    with VerdictDatabase(database_url(profile), create=False) as database:
+        for row in database.quarantined(reason=reason, limit=limit):
+            table.add_row(f"{row['source']}:{row['position']}", row["tier"], row["reason"], row["detail"])
+    Console(highlight=False).print(table)
+
+
+def show_void(profile: Profile, image_id: str) -> None:
+    """Prints a quarantined photo's row.
+
+    Raises:
+        SourceError: there is no such row, or it is a verdict.
+    """
+    with VerdictDatabase(database_url(profile), create=False) as database:
+        row = _void(database, image_id)
+    for name, value in row.items():
+        click.echo(f"{name:>12}  {value}")
+
+
+def replay(profile: Profile, image_ids: Sequence[str]) -> None:
+    """Sends quarantined photos on their way once more.
+
+    Raises:
+        SourceError: one of them is not in quarantine (any more), or its bytes are gone.
+    """
+    address = address_from_environment()
+    client = address.connect()
+    require_server(client)
+    ledger, store = Ledger(client), open_store(profile.photos.store, client)
+    first = profile.tiers[0].name
+    with VerdictDatabase(database_url(profile), create=False) as database:
+        for image_id in image_ids:
+            row = _void(database, image_id)
+            item = Item(
+                source=row["source"],
+                position=row["position"],
+                origin=row["origin"],
+                label=UNLABELLED if row["label"] is None else row["label"],
+                sha256=bytes.fromhex(row["sha256"]),
+                stored_bytes=0,
+                size_px=(row["width_px"], row["height_px"]),
+                seen=bool(row["seen"]),
+                taken_ms=row["taken_ms"],
+                replay=True,
+            )
+            (data,) = store.get([item])
+            if data is None:
+                raise SourceError(f"{image_id}: its bytes are not kept ({row['reason']}): feed the photo again")
+            item = msgspec.structs.replace(item, stored_bytes=len(data))
+            answer = ledger.replay(
+                item.source, item.position, first, encode([item]), len(data), in_server=store.in_server
+            )
+            if answer != "ok":
+                raise SourceError(f"{image_id}: not in quarantine (any more): it was replayed or dropped")
+            click.echo(f"{image_id}: on its way to {first}")
+    Doorbells(make_app(address, profile)).ring([first])
+
+
+def drop(image_ids: Sequence[str]) -> None:
+    """Takes photos out of quarantine for good.
+
+    Raises:
+        SourceError: one of them was not there; the others are dropped.
+    """
+    client = address_from_environment().connect()
+    require_server(client)
+    for image_id in image_ids:
+        _split(image_id)
+    dropped = Ledger(client).drop(image_ids)
+    click.echo(f"{dropped} of {len(image_ids)} dropped")
+    if dropped < len(image_ids):
+        raise SourceError(f"{len(image_ids) - dropped} of {len(image_ids)} were not in quarantine")
+
+
+def _split(image_id: str) -> tuple[str, int]:
+    source, _, position = image_id.rpartition(":")
+    if not source or not position.isdigit():
+        raise UsageError(f"image id {image_id!r} is not source:position")
+    return source, int(position)
+
+
+def _void(database: VerdictDatabase, image_id: str) -> dict[str, Any]:
+    row = database.row(*_split(image_id))
+    if row is None:
+        raise SourceError(f"{image_id}: the database has no such image")
+    if row["p"] is not None:
+        raise SourceError(f"{image_id}: it has a verdict (p {row['p']:.4f}), it is not in quarantine")
+    return row

@@ -1,0 +1,221 @@
+"""The main job, `make run`: a whole fleet on this machine, photos through it, a report, and no process left behind."""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+
+import structlog
+from rich.console import Console
+
+from configs.errors import AccountError, DiskError
+from configs.profile import load_profile
+from ops.account import baseline, settle_account
+from ops.fleet import command, fleet_children
+from ops.flower import flower_command
+from ops.lock import RunLock
+from ops.progress import Display, Progress, look
+from ops.report import Report, make_report, print_report, write_report
+from ops.serve import DATABASE
+from ops.server import EmbeddedServer
+from ops.supervisor import POLL_INTERVAL_S, Child, Supervisor
+from producers.admitted import read_journal
+from producers.sources import open_source
+from routing.address import ServerAddress, address_from_environment, require_server
+from routing.ledger import Ledger, new_id
+from workers.verdicts import VerdictDatabase
+
+log = structlog.get_logger(__name__)
+
+REPORT_FILE = Path("var/report.json")
+#: Of this run: logs, journal, verdicts, the embedded server's data. Emptied when the next run begins.
+RUN_FOLDER = Path("var/run")
+PRODUCER = "producer"
+
+#: With every photo admitted and nothing moving for this long, what is missing will not come any more.
+STILL_S = 20.0
+
+#: The exit status of what Ctrl-C ended, as a shell gives it.
+INTERRUPTED = 130
+
+
+class Interrupts:
+    """Counts Ctrl-C and SIGTERM: the first drains, the second is at once."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @contextmanager
+    def heeded(self) -> Iterator["Interrupts"]:
+        """Takes the two signals over."""
+
+        def note(_number: int, _frame: FrameType | None) -> None:
+            self.count += 1
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def run(photos: str, profile_name: str, *, limit: int | None, flower_port: int | None) -> int:
+    """Runs photos through a fleet of its own.
+
+    Args:
+        photos: as producers.sources.open_source takes it.
+        profile_name: a profile's name or path.
+        limit: photos at most.
+        flower_port: where Flower listens; None: without Flower.
+
+    Returns:
+        0 when the account balances, 1 when it does not, 130 when it was interrupted (and balances).
+
+    Raises:
+        FleetError: something is not as it must be; said before anything is fed.
+    """
+    console = Console(highlight=False)
+    profile = load_profile(profile_name)
+    source = open_source(photos, limit)
+    with ExitStack() as stack:
+        interrupts = stack.enter_context(Interrupts().heeded())
+        stack.enter_context(RunLock(command=f"natix-fleet run --photos {photos}"))
+        address = _server(stack, console)
+        client = address.connect()
+        require_server(client)
+        ledger = Ledger(client)
+        before = baseline(ledger)
+        url = f"sqlite:///{(RUN_FOLDER / 'verdicts.db').absolute()}"
+        run_id = new_id()[:8]
+        env = {DATABASE: url}
+        flower = flower_command(address, flower_port) if flower_port is not None else None
+        children = fleet_children(profile, profile_name, address, RUN_FOLDER, env, flower)
+        argv = [photos, "--profile", profile_name, "--run", run_id, "--journal", str(RUN_FOLDER / "journal")]
+        if limit:
+            argv += ["--limit", str(limit)]
+        workers = tuple(child.name for child in children if child.name != "flower")
+        children.append(
+            Child(
+                name=PRODUCER,
+                argv=[*command("feed"), *argv],
+                env={**env, "REDIS_URL": address.url},
+                log=RUN_FOLDER / "producer.log",
+                after=workers,
+                lasting=False,
+            )
+        )
+        console.print(f"fleet {profile.name!r}: {', '.join(child.name for child in children)}; logs in {RUN_FOLDER}")
+        if flower:
+            console.print(f"Flower: {flower.url} (user {flower.user}, password {flower.password})")
+        if source.note:
+            console.print(f"photos: {source.note}")
+        supervisor = stack.enter_context(Supervisor(children))
+        watch = _Watch(supervisor, Display(console, source.total, look(ledger, profile)), interrupts)
+        try:
+            seconds = watch.until_done(lambda: look(ledger, profile))
+        finally:
+            watch.display.stop()
+        if interrupts.count > 1:
+            console.print("interrupted twice: ended at once")
+            supervisor.kill()
+            return INTERRUPTED
+        with VerdictDatabase(url, create=False) as database:
+            journals = [read_journal(path) for path in sorted((RUN_FOLDER / "journal").glob("*.jsonl"))]
+            account = settle_account(journals, database, ledger, before)
+            report = make_report(
+                account=account,
+                journals=journals,
+                profile=profile,
+                ledger=ledger,
+                database=database,
+                seconds=seconds,
+                spec=photos,
+                note=source.note,
+            )
+        supervisor.stop()
+    write_report(report, REPORT_FILE)
+    print_report(report, console)
+    return _status(report, account.balanced, interrupted=interrupts.count > 0)
+
+
+def _server(stack: ExitStack, console: Console) -> ServerAddress:
+    """The user's server when REDIS_URL names one, else an embedded one with a fresh folder."""
+    try:
+        shutil.rmtree(RUN_FOLDER, ignore_errors=True)
+        RUN_FOLDER.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskError(f"cannot write {RUN_FOLDER}: {error.strerror}") from error
+    if os.environ.get("REDIS_URL") or os.environ.get("REDIS_URL_FILE"):
+        address = address_from_environment()
+        console.print(f"server: yours, {address.redacted}")
+        return address
+    server = EmbeddedServer(RUN_FOLDER / "server")
+    stack.enter_context(server)
+    console.print(f"server: embedded, {server.address.redacted}, fsync always")
+    return server.address
+
+
+def _status(report: Report, balanced: bool, *, interrupted: bool) -> int:
+    if not balanced or report.lost or report.counted_twice:
+        return AccountError.exit_status
+    return INTERRUPTED if interrupted else 0
+
+
+class _Watch:
+    """Watches a run until every admitted photo ended, or will not end any more."""
+
+    def __init__(self, supervisor: Supervisor, display: Display, interrupts: Interrupts) -> None:
+        self.display = display
+        self._supervisor = supervisor
+        self._interrupts = interrupts
+
+    def until_done(self, look_now: Callable[[], Progress]) -> float:
+        """Returns the seconds from the first admitted photo to the last verdict.
+
+        Raises:
+            FleetError: a child was given up.
+        """
+        began_s = moved_s = time.monotonic()
+        last: Progress | None = None
+        looked_s = 0.0
+        asked_to_end = False
+        while True:
+            self._poll()
+            now_s = time.monotonic()
+            if self._interrupts.count and not asked_to_end:
+                asked_to_end = True
+                self._end_producer()
+            if self._interrupts.count > 1:
+                return now_s - began_s
+            if now_s - looked_s > 0.25:
+                looked_s = now_s
+                now = look_now()
+                if last is None or now.admitted == 0:
+                    began_s = now_s
+                if now != last:
+                    moved_s, last = now_s, now
+                fed = self._producer_finished()
+                self.display.show(now, "| draining after Ctrl-C, again to end at once" if asked_to_end else "")
+                if fed and now.in_fleet == 0:
+                    return moved_s - began_s
+                if fed and now_s - moved_s > STILL_S and self._supervisor.all_ready:
+                    return moved_s - began_s
+            time.sleep(POLL_INTERVAL_S)
+
+    def _poll(self) -> None:
+        for event in self._supervisor.poll():
+            if event.what in ("exited", "restarts", "given up"):
+                log.warning("child", name=event.child, what=event.what, detail=event.detail)
+
+    def _producer_finished(self) -> bool:
+        return any(state.name == PRODUCER and state.phase == "finished" for state in self._supervisor.states)
+
+    def _end_producer(self) -> None:
+        for state in self._supervisor.states:
+            if state.name == PRODUCER and state.pid is not None:
+                os.kill(state.pid, signal.SIGTERM)

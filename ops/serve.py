@@ -1,0 +1,116 @@
+"""The processes of a fleet: one tier on one device, or the collector. Everything is checked before the first claim."""
+
+import os
+from pathlib import Path
+
+import redis
+import structlog
+
+from configs.errors import ServerError
+from configs.profile import Profile
+from routing.address import ServerAddress, address_from_environment, require_server
+from routing.broker import Doorbells, make_app, stops
+from routing.ledger import Ledger
+from routing.owner import Owner
+from routing.store import open_store
+from workers.app import run_celery
+from workers.collector import CollectorStop
+from workers.device import pin
+from workers.engines import Engine, build
+from workers.photos import LoadInputs, photo_loader
+from workers.stop import Progress
+from workers.tier import TierStop
+from workers.verdicts import VerdictDatabase
+
+log = structlog.get_logger(__name__)
+
+#: A file that a worker writes when it takes work; the supervisor waits for it.
+READY_FILE = "NATIX_FLEET_READY_FILE"
+#: Overrides the profile's verdict database.
+DATABASE = "NATIX_FLEET_DATABASE"
+
+
+def database_url(profile: Profile) -> str:
+    """Where this fleet's verdicts are."""
+    return os.environ.get(DATABASE) or profile.collector.database
+
+
+def serve_tier(
+    profile: Profile,
+    tier_name: str,
+    device: str | None,
+    engine: Engine | None = None,
+    load_inputs: LoadInputs | None = None,
+) -> None:
+    """A tier's worker until it is told to end.
+
+    Args:
+        profile: the fleet.
+        tier_name: one of its tiers.
+        device: overrides the tier's.
+        engine: instead of the model's own; for the benchmark and for tests of delivery only.
+        load_inputs: likewise, instead of photos from the store.
+
+    Raises:
+        FleetError: the tier, the device, the model, the server or the profile in force is not as it must be.
+    """
+    tier = profile.tier(tier_name)
+    spec = profile.models()[tier.name]
+    pinned = pin(device or tier.device)
+    engine = engine or build(spec, pinned, tier.max_batch)
+    engine.load()
+    engine.warm_up()
+    log.info("engine ready", tier=tier.name, model=spec.key, version=spec.version, device=device or tier.device)
+    progress = Progress()
+    address, client = _server()
+    app = make_app(address, profile)
+    owner = Owner(
+        Ledger(client), profile, Doorbells(app), stops(profile), stalled_s=progress.stalled_s, stall_s=tier.stall_s
+    )
+    if load_inputs is None:
+        load_inputs = photo_loader(open_store(profile.photos.store, client), engine, spec.input_px, progress.moved)
+    stop = TierStop(profile, tier, spec, engine, load_inputs, owner, progress)
+    owner.start()
+    stop.batcher.start()
+    try:
+        run_celery(app, stop, tier.threads, _say_ready)
+    finally:
+        stop.batcher.stop()
+        owner.stop()
+
+
+def serve_collector(profile: Profile) -> None:
+    """The collector until it is told to end.
+
+    Raises:
+        FleetError: the database, the server or the profile in force is not as it must be.
+    """
+    database = VerdictDatabase(database_url(profile), profile=profile.digest())
+    progress = Progress()
+    address, client = _server()
+    app = make_app(address, profile)
+    owner = Owner(Ledger(client), profile, Doorbells(app), stops(profile), stalled_s=progress.stalled_s, stall_s=60.0)
+    stop = CollectorStop(profile, database, open_store(profile.photos.store, client), owner, progress)
+    owner.start()
+    try:
+        # One thread: SQLite takes one writer, and windows move in order.
+        run_celery(app, stop, 1, _say_ready)
+    finally:
+        owner.stop()
+        database.close()
+
+
+def _server() -> tuple[ServerAddress, redis.Redis]:
+    address = address_from_environment()
+    client = address.connect()
+    require_server(client)
+    return address, client
+
+
+def _say_ready() -> None:
+    if path := os.environ.get(READY_FILE):
+        try:
+            Path(path).write_text(f"{os.getpid()}\n")
+        except OSError as error:
+            raise ServerError(f"cannot write {path}: {error.strerror}") from error
+    log.info("taking work")

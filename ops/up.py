@@ -1,0 +1,99 @@
+"""Long-lived processes: a supervised fleet, and for development the embedded server and Flower each by themselves."""
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Literal
+
+import click
+import structlog
+
+from configs.profile import load_profile
+from ops.fleet import fleet_children
+from ops.flower import DEFAULT_PORT, flower_command
+from ops.flower import main as run_flower
+from ops.lock import RunLock
+from ops.serve import DATABASE, database_url
+from ops.server import EmbeddedServer
+from ops.supervisor import Event, Supervisor
+from routing.address import SERVER_URL_FILE, ServerAddress, address_from_environment, require_server
+
+log = structlog.get_logger(__name__)
+
+#: Logs and ready files of the supervised fleet.
+UP_FOLDER = Path("var/up")
+SERVER_FOLDER = Path("var/server")
+
+
+def up(profile_name: str, flower_port: int | None) -> None:
+    """Supervises a profile's processes until SIGTERM or Ctrl-C; the server is the environment's, or an embedded one.
+
+    Raises:
+        FleetError: the profile, the server or a port is not as it must be, or a process was given up.
+    """
+    profile = load_profile(profile_name)
+    with ExitStack() as stack:
+        stack.enter_context(
+            RunLock(UP_FOLDER / "lock", command=f"natix-fleet up --profile {profile_name}", what="fleet")
+        )
+        address = _address(stack)
+        require_server(address.connect())
+        flower = flower_command(address, flower_port) if flower_port else None
+        env = {DATABASE: database_url(profile)}
+        supervisor = Supervisor(fleet_children(profile, profile_name, address, UP_FOLDER, env, flower))
+        click.echo(f"fleet {profile.name!r} on {address.redacted}; logs in {UP_FOLDER}; Ctrl-C drains", err=True)
+        if flower:
+            click.echo(f"Flower: {flower.url} (user {flower.user}, password {flower.password})", err=True)
+        supervisor.run(_say)
+
+
+def _address(stack: ExitStack) -> ServerAddress:
+    named = any(os.environ.get(name) for name in ("REDIS_URL", "REDIS_URL_FILE"))
+    if named or SERVER_URL_FILE.exists():
+        return address_from_environment()
+    return _embedded(stack, SERVER_FOLDER, 0, "always").address
+
+
+def _embedded(stack: ExitStack, folder: Path, port: int, fsync: Literal["always", "everysec"]) -> EmbeddedServer:
+    """An embedded server that other commands of this folder find by var/server/url, as long as it runs."""
+    server = EmbeddedServer(folder, port, fsync)
+    stack.enter_context(server)
+    server.write_url(SERVER_URL_FILE)
+    stack.callback(SERVER_URL_FILE.unlink, missing_ok=True)
+    return server
+
+
+def _say(events: Sequence[Event]) -> None:
+    for event in events:
+        log.info("child", name=event.child, what=event.what, detail=event.detail)
+
+
+def serve_server(folder: Path, port: int, fsync: Literal["always", "everysec"]) -> None:
+    """The embedded server until SIGTERM or Ctrl-C.
+
+    Raises:
+        FleetError: the port is taken, or its folder cannot be written.
+    """
+    ending: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda n, _: ending.append(n))
+    with ExitStack() as stack:
+        server = _embedded(stack, folder, port, fsync)
+        click.echo(f"server on {server.address.redacted}; its URL is in {SERVER_URL_FILE}", err=True)
+        while not ending and server.pid is not None:
+            time.sleep(0.2)
+
+
+def serve_flower(port: int = DEFAULT_PORT) -> None:
+    """Flower until SIGTERM or Ctrl-C, with the login in FLOWER_BASIC_AUTH or one made up.
+
+    Raises:
+        FleetError: no server is known, or the port is taken.
+    """
+    flower = flower_command(address_from_environment(), port)
+    os.environ.update(flower.env)
+    click.echo(f"Flower: {flower.url} (user {flower.user}, password {flower.password})", err=True)
+    run_flower()

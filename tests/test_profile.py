@@ -1,0 +1,70 @@
+"""What a profile refuses, and how it says so."""
+
+import pytest
+
+from configs.errors import ConfigError
+from configs.profile import load_profile, parse_profile
+
+GOOD = """
+name = "p"
+[[tiers]]
+name = "small"
+model = "scout-s"
+accept_above = 0.9
+accept_below = 0.1
+[[tiers]]
+name = "large"
+model = "scout-m"
+"""
+
+
+def test_a_good_profile() -> None:
+    """Tiers are in order, defaults are filled in, and the digest is stable."""
+    profile = parse_profile(GOOD.encode(), "x.toml")
+    assert [tier.name for tier in profile.tiers] == ["small", "large"]
+    assert profile.after("small") == "large"
+    assert profile.after("large") is None
+    assert profile.digest() == parse_profile(GOOD.encode(), "y.toml").digest()
+
+
+def test_another_threshold_is_another_digest() -> None:
+    """Workers that decide otherwise must not share a fleet."""
+    other = parse_profile(GOOD.replace("0.9", "0.95").encode(), "x.toml")
+    assert other.digest() != parse_profile(GOOD.encode(), "x.toml").digest()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("accept_above = 0.9", "accept_abov = 0.9"), r"accept_abov.*\$\.tiers\[0\]|tiers\[\.\.\.\]"),
+        (("accept_above = 0.9", "accept_above = 1.9"), "accept_above"),
+        (("accept_above = 0.9", "accept_above = 0.05"), "must be under"),
+        (('name = "large"', 'name = "small"'), "two tiers"),
+        (('name = "large"', 'name = "collector"'), "stop"),
+        (('name = "large"', 'name = "La rge"'), "name"),
+        (('model = "scout-m"', 'model = "nobody"'), r"nobody.*the project has"),
+        (('model = "scout-m"', 'model = "scout-m"\ndevice = "gpu"'), "device 'gpu'"),
+        (('name = "p"', 'name = "p'), r"x\.toml"),
+        (('name = "p"', ""), "name"),
+    ],
+)
+def test_bad_profiles(change: tuple[str, str], words: str) -> None:
+    """One line that names the file and the key."""
+    with pytest.raises(ConfigError, match=words) as caught:
+        parse_profile(GOOD.replace(*change).encode(), "x.toml")
+    assert str(caught.value).startswith(("x.toml: ", "model "))
+    assert "\n" not in str(caught.value)
+
+
+def test_no_such_profile() -> None:
+    """The error lists the profiles that there are."""
+    with pytest.raises(ConfigError, match="the project has .*demo"):
+        load_profile("nobody")
+
+
+def test_every_profile_of_the_project_loads() -> None:
+    """What is shipped is valid."""
+    from configs.profile import PROFILES
+
+    for path in PROFILES.glob("*.toml"):
+        load_profile(path.stem)
