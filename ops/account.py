@@ -67,7 +67,7 @@ def settle_account(
     lost: set[str] = set()
     twice: set[str] = set()
     problems: list[str] = []
-    admitted = voids = rows = 0
+    admitted = rows = 0
     sources = [journal.header.source for journal in journals]
     for journal in journals:
         source = journal.header.source
@@ -78,10 +78,10 @@ def settle_account(
         lost |= {f"{source}:{position}" for position in expected - found}
         if extra := found - expected:
             problems.append(f"{len(extra)} rows that the journal does not have, such as {source}:{min(extra)}")
-        voids += database.count_voids(source)
     if lost:
         problems.append(f"{len(lost)} admitted images have no row, such as {min(lost)}")
 
+    voids = sum(database.reasons(sources).values())
     counts = database.recount(sources)
     surplus = shortfall = 0
     for scope, recounted in sorted(counts.items()):

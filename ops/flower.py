@@ -11,9 +11,10 @@ from typing import NamedTuple
 from celery import Celery
 
 from configs.errors import BusyError
-from routing.logs import configure_logging
 from ops.server import HOST, port_is_free
 from routing.address import ServerAddress, address_from_environment
+from routing.broker import keep_logging
+from routing.logs import configure_logging
 
 DEFAULT_PORT = 5555
 USER = "fleet"
@@ -73,6 +74,7 @@ def main() -> None:
     options = address.broker_options["transport_options"]
     # Flower's queue page speaks asyncio and brings a retry of its own, but only where none is set.
     options.get("sentinel_kwargs", {}).pop("retry", None)
+    keep_logging()
     app = Celery("natix-fleet")
     app.conf.update(
         broker_url=address.broker_url,

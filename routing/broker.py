@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import structlog
-from celery import Celery
+from celery import Celery, signals
 from kombu.connection import Connection
 from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
@@ -29,8 +29,18 @@ def stops(profile: Profile) -> list[str]:
     return [*(tier.name for tier in profile.tiers), COLLECTOR]
 
 
+def keep_logging() -> None:
+    """Celery configures logging itself unless somebody listens to this signal."""
+    signals.setup_logging.connect(_leave_logging_alone, dispatch_uid="natix-fleet")
+
+
+def _leave_logging_alone(**_: object) -> None:
+    pass
+
+
 def make_app(address: ServerAddress, profile: Profile, *, events: bool = True) -> Celery:
     """The Celery application of a fleet."""
+    keep_logging()
     app = Celery("natix-fleet")
     exchange = Exchange("natix-fleet", type="direct")
     app.conf.update(

@@ -11,6 +11,7 @@ from routing.messages import Item, Verdict, Vote
 
 #: A vote is never certain: a probability of 0 or 1 would outweigh every other vote for ever.
 P_MIN = 1e-6
+P_MAX = 1 - P_MIN
 
 
 def sigmoid(x: float) -> float:
@@ -32,10 +33,12 @@ def calibrate(score: float, calibrator: Calibrator) -> float:
     Raises:
         ValueError: the score is not a number: the engine is broken, and a vote must not hide it.
     """
-    if math.isnan(score):
+    p = sigmoid(calibrator.slope * score + calibrator.intercept)
+    if P_MIN <= p <= P_MAX:
+        return p
+    if p != p:  # noqa: PLR0124 - true of NaN only, and this is the hot path
         raise ValueError("the engine's score is not a number")
-    x = calibrator.slope * min(max(score, -1e6), 1e6) + calibrator.intercept
-    return min(max(sigmoid(x), P_MIN), 1 - P_MIN)
+    return P_MIN if p < P_MIN else P_MAX
 
 
 def vote(score: float | None, calibrator: Calibrator, tier: Tier, model: str, latency_ms: float) -> Vote | None:

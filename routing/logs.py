@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import structlog
-from celery.signals import setup_logging
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from configs.errors import DiskError, UsageError
@@ -38,7 +37,7 @@ class _Renderer:
 def configure_logging(process: str, level: str = "info", *, json: bool = True, path: Path | None = None) -> None:
     """Sends structlog and the standard library's logging (Celery, kombu, redis, warnings) to one place, one form.
 
-    Call it once, early; a second call replaces the first. Celery leaves logging alone from then on.
+    Call it once, early; a second call replaces the first.
 
     Args:
         process: name of this process, in every line.
@@ -88,8 +87,6 @@ def configure_logging(process: str, level: str = "info", *, json: bool = True, p
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    # Celery configures logging itself unless somebody listens to this signal.
-    setup_logging.connect(_leave_logging_alone, dispatch_uid="natix-fleet-logging")
 
 
 def _name_process(process: str) -> Processor:
@@ -108,7 +105,3 @@ def _handler(path: Path | None) -> logging.Handler:
         return logging.FileHandler(path, encoding="utf-8")
     except OSError as error:
         raise DiskError(f"cannot write the log {path}: {error.strerror}") from error
-
-
-def _leave_logging_alone(**_keywords: object) -> None:
-    pass

@@ -2,6 +2,8 @@
 
 On the wire a batch's items are one blob: a version byte, then MessagePack arrays (msgspec). Arrays may grow at the end:
 an older reader ignores what it does not know, so the version byte changes only when a field changes its meaning.
+
+No message can be part of a cycle: gc=False spares the collector their thousands.
 """
 
 from collections.abc import Sequence
@@ -29,7 +31,7 @@ class Vote(Struct, frozen=True, array_like=True, gc=False):
     latency_ms: float
 
 
-class Item(Struct, frozen=True, array_like=True, kw_only=True):
+class Item(Struct, frozen=True, array_like=True, kw_only=True, gc=False):
     """One photo on its way. Its id is source:position; its bytes wait in the photo store under that id."""
 
     #: The stream that it came with, run id included; positions count from 0 within it.
@@ -65,7 +67,7 @@ class Item(Struct, frozen=True, array_like=True, kw_only=True):
         return f"{self.source}:{self.position}"
 
 
-class Verdict(Struct, frozen=True, array_like=True, kw_only=True):
+class Verdict(Struct, frozen=True, array_like=True, kw_only=True, gc=False):
     """The end of an item: a probability, or a void with its reason."""
 
     item: Item

@@ -35,8 +35,6 @@ def run_celery(app: Celery, stop: Stop, threads: int, on_ready: Callable[[], Non
 
     signals.worker_shutting_down.connect(ending)
     signals.worker_ready.connect(ready)
-    # No logging set-up by Celery: the process has its own.
-    signals.setup_logging.connect(_keep_logging)
     app.worker_main(
         [
             "--quiet",
@@ -49,7 +47,3 @@ def run_celery(app: Celery, stop: Stop, threads: int, on_ready: Callable[[], Non
             "--without-mingle",
         ]
     )
-
-
-def _keep_logging(**_: object) -> None:
-    """Celery leaves logging alone when somebody listens to setup_logging."""

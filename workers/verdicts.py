@@ -210,8 +210,15 @@ class VerdictDatabase:
                     of_scope[2 * label + decided] += n
         return {scope: Counts(tp=tp, tn=tn, fp=fp, fn=fn) for scope, (tn, fp, fn, tp) in cells.items()}
 
-    def latencies(self, sources: Sequence[str] = ()) -> dict[int, int]:
-        """How many verdicts (voids left out) took how long.
+    def reasons(self, sources: Sequence[str] = ()) -> dict[str, int]:
+        """How many voids have which reason, the most frequent first."""
+        column, n = _verdicts.c, sa.func.count().label("n")
+        query = self._of(sources, sa.select(column.reason, n)).where(column.p.is_(None))
+        query = query.group_by(column.reason).order_by(n.desc(), column.reason)
+        return {reason: count for chunk in self._read(query) for reason, count in chunk}
+
+    def latencies(self, sources: Sequence[str] = (), *, tier: str = "") -> dict[int, int]:
+        """How many verdicts (voids left out; with ``tier`` only what it settled) took how long.
 
         Returns:
             Milliseconds from intake to verdict, ascending, each with its number of verdicts: exact quantiles follow.
@@ -220,6 +227,8 @@ class VerdictDatabase:
         query = self._of(sources, sa.select(latency_ms, sa.func.count())).where(
             latency_ms.is_not(None), _verdicts.c.p.is_not(None)
         )
+        if tier:
+            query = query.where(_verdicts.c.tier == tier)
         return {ms: n for chunk in self._read(query.group_by(latency_ms).order_by(latency_ms)) for ms, n in chunk}
 
     def quarantined(self, sources: Sequence[str] = (), *, reason: str = "", limit: int = 100) -> list[dict[str, Any]]:
