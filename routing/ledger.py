@@ -1,6 +1,7 @@
-"""The ledger: where every admitted photo is, and the verbs that move it. Each verb is one Lua script (routing/lua), atomic on the server.
+"""The ledger: where every admitted photo is, and the verbs that move it.
 
-Celery only carries doorbells; this is the truth. The key layout and the three invariants stand at the head of routing/lua/layout.lua.
+Each verb is one Lua script (routing/lua), atomic on the server. Celery only carries doorbells; this is the truth. The
+key layout and the three invariants stand at the head of routing/lua/layout.lua.
 """
 
 import secrets
@@ -129,21 +130,30 @@ def _counts(raw: Mapping[bytes, bytes]) -> dict[str, int]:
 
 
 class Ledger:
-    """The verbs. Safe to share between threads. Network errors (redis.RedisError) pass through: every verb may be asked again."""
+    """The verbs. Safe to share between threads.
 
-    def __init__(self, server: "redis.Redis[bytes]", clock_us: Callable[[], int] | None = None) -> None:
+    Network errors (redis.RedisError) pass through: every verb may be asked again.
+    """
+
+    def __init__(self, server: redis.Redis, clock_us: Callable[[], int] | None = None) -> None:
         self.server = server
         #: Tests pass time in; the fleet uses the server's.
         self._clock_us = clock_us
         layout = (LUA / "layout.lua").read_text()
-        self._scripts = {path.stem: _script(server, layout, path) for path in LUA.glob("*.lua") if path.stem != "layout"}
+        self._scripts = {
+            path.stem: _script(server, layout, path) for path in LUA.glob("*.lua") if path.stem != "layout"
+        }
 
     def _now(self) -> int:
         return self._clock_us() if self._clock_us else 0
 
     def _run(self, verb: str, *args: Any) -> tuple[str, list[Any]]:
         reply = self._scripts[verb](args=args)
-        return reply[0].decode(), reply[1:]
+        answer, rest = reply[0].decode(), reply[1:]
+        if answer == "unbalanced":
+            # A caller's mistake, not the fleet's state: nothing was written, and asking again cannot help.
+            raise ValueError(f"{verb}: the new batches hold {rest[0]} items, in place of {rest[1]}")
+        return answer, rest
 
     def open(self, source: str, lane: str) -> tuple[int, int]:
         """Opens a source for producing: its new epoch, and the position to go on from."""
@@ -176,7 +186,8 @@ class Ledger:
             start: the first position, which must be the source's offset.
             end: one past the last.
             lane: live or bulk.
-            children: the batches; together they hold end - start items (what is bad at intake goes to the collector as voids).
+            children: the batches; together they hold end - start items (what is bad at intake goes to the collector
+                as voids).
             stored: positions whose bytes must be in the server's photo store.
             max_items: bound of items in the fleet.
             max_bytes: bound of stored bytes in the fleet.
@@ -186,11 +197,12 @@ class Ledger:
 
         Raises:
             Zombie, Misplaced, Full, Missing.
+            ValueError: the batches do not hold end - start items.
         """
         flat: list[Any] = []
         for child in children:
             flat += (child.bid, child.tier, child.n, child.stored_bytes, child.deadline_ms, child.blob)
-        positions = msgspec.msgpack.encode(stored)
+        positions = msgspec.msgpack.encode(list(stored))
         answer, rest = self._run(
             "admit", self._now(), source, epoch, start, end, max_items, max_bytes, lane, positions, len(children), *flat
         )
@@ -249,7 +261,12 @@ class Ledger:
             raise Lost(bid.decode() for bid in rest[0])
 
     def settle(
-        self, owner: str, parents: Sequence[Claimed], children: Sequence[Child], tier: str = "", counts: Mapping[str, int] | None = None
+        self,
+        owner: str,
+        parents: Sequence[Claimed],
+        children: Sequence[Child],
+        tier: str = "",
+        counts: Mapping[str, int] | None = None,
     ) -> list[str]:
         """Removes the parents and writes their children in one step, or nothing.
 
@@ -265,6 +282,7 @@ class Ledger:
 
         Raises:
             Lost: some parents are not this owner's any more.
+            ValueError: the children do not hold the parents' items.
         """
         flat: list[Any] = [len(parents)]
         for parent in parents:
@@ -291,7 +309,12 @@ class Ledger:
         late_after_ms: int,
         keep_s: int,
     ) -> Committed:
-        """The collector's settle, after the rows are in the database: windows and counts move, bytes go. Raises Lost."""
+        """The collector's settle, after the rows are in the database: windows and counts move, bytes go.
+
+        Raises:
+            Lost: some parents are not this owner's any more.
+            ValueError: the standings do not hold the parents' verdicts.
+        """
         flat: list[Any] = [len(parents)]
         for parent in parents:
             flat += (parent.bid, parent.token)
@@ -299,7 +322,9 @@ class Ledger:
         answer, rest = self._run("commit", self._now(), owner, *flat)
         if answer != "ok":
             raise Lost(bid.decode() for bid in rest[0])
-        return Committed(late=int(rest[0]), released={s.decode(): c for s, c in zip(rest[1::2], rest[2::2], strict=True)})
+        return Committed(
+            late=int(rest[0]), released={s.decode(): c for s, c in zip(rest[1::2], rest[2::2], strict=True)}
+        )
 
     def heartbeat(self, owner: str, tokens: Iterable[str]) -> list[str]:
         """Says that the owner lives and what it holds; returns tokens that are its no more. Raises OwnerDead."""
@@ -318,11 +343,17 @@ class Ledger:
         reply = self._scripts["tick"](args=(self._now(), *stops))
         cut = reply.index(b"owners", 2 * len(stops))
         ready = {stop.decode(): int(n) for stop, n in zip(reply[0:cut:2], reply[1:cut:2], strict=True)}
-        beats = {owner.decode(): int(beat) for owner, beat in zip(reply[cut + 1 :: 2], reply[cut + 2 :: 2], strict=True)}
+        beats = {
+            owner.decode(): int(beat) for owner, beat in zip(reply[cut + 1 :: 2], reply[cut + 2 :: 2], strict=True)
+        }
         return Tick(ready=ready, beats=beats)
 
     def replay(self, source: str, position: int, tier: str, blob: bytes, stored_bytes: int, *, in_server: bool) -> str:
-        """Sends a quarantined photo on its way once more: "ok", "gone" (not in quarantine) or "missing" (its bytes went)."""
+        """Sends a quarantined photo on its way once more.
+
+        Returns:
+            "ok", "gone" (it is not in quarantine) or "missing" (its bytes went).
+        """
         return self._run("replay", self._now(), source, position, int(in_server), new_id(), tier, stored_bytes, blob)[0]
 
     def drop(self, ids: Sequence[str]) -> int:
@@ -341,14 +372,26 @@ class Ledger:
 
     def window(self, scope: str) -> bytes:
         """The last 1,000 cells of a scope, oldest first: b"0" tn, b"1" fp, b"2" fn, b"3" tp, b"-" a void."""
-        return b"".join(entry[-1:] for entry in self.server.lrange(PREFIX + "win:" + scope, 0, -1))
+        entries: Any = self.server.lrange(PREFIX + "win:" + scope, 0, -1)
+        return b"".join([entry[-1:] for entry in entries])
+
+    def ring(self, scope: str) -> list[str]:
+        """The ids (source:position) behind the cells of window()."""
+        entries: Any = self.server.lrange(PREFIX + "win:" + scope, 0, -1)
+        return [entry.rpartition(b"=")[0].decode() for entry in entries]
+
+    def scopes(self) -> list[str]:
+        """Every scope that a verdict counted in."""
+        scopes: Any = self.server.smembers(PREFIX + "scopes")
+        return sorted(scope.decode() for scope in scopes)
 
     def totals(self, scope: str) -> dict[str, int]:
         """All-time counts of a scope by cell."""
-        return _counts(self.server.hgetall(PREFIX + "cnt:" + scope))
+        counts: Any = self.server.hgetall(PREFIX + "cnt:" + scope)
+        return _counts(counts)
 
 
-def _script(server: "redis.Redis[bytes]", layout: str, path: Path) -> Any:
-    """A registered script: its shebang line first, as the server demands, then the layout, then its own lines."""
+def _script(server: redis.Redis, layout: str, path: Path) -> Any:
+    """A registered script: its shebang line first, as the server demands, then the layout and its own lines."""
     shebang, body = path.read_text().split("\n", 1)
     return server.register_script(f"{shebang}\n{layout}\n{body}")

@@ -2,7 +2,7 @@
 -- admit(now, source, epoch, from, to, max_items, max_bytes, lane, stored, bad, n, batches) with `stored` = the positions whose bytes
 -- must be in the store (MessagePack array; empty where pixels live elsewhere), then n batches of
 -- (bid, tier, n, bytes, deadline_ms, items) each.
--- -> ok, woken tiers... | zombie | at, offset | full, items, bytes | missing, position
+-- -> ok, woken tiers... | zombie | at, offset | full, items, bytes | missing, position | unbalanced, items in the batches, positions
 local now = now_us(ARGV[1])
 local source, epoch, from, to = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local max_items, max_bytes, lane = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
@@ -13,20 +13,30 @@ if s[1] ~= epoch then return { 'zombie' } end
 local offset = tonumber(s[2])
 if offset ~= from then return { 'at', offset } end
 
-local bytes = 0
-for b = 0, count - 1 do bytes = bytes + tonumber(ARGV[11 + 6 * b + 3]) end
+local bytes, items = 0, 0
+for b = 0, count - 1 do
+  items = items + tonumber(ARGV[11 + 6 * b + 2])
+  bytes = bytes + tonumber(ARGV[11 + 6 * b + 3])
+end
+if items ~= to - from then return { 'unbalanced', items, to - from } end
 local held = call('HMGET', K .. 'use', 'items', 'bytes')
 local items_now, bytes_now = tonumber(held[1] or 0), tonumber(held[2] or 0)
 -- A fleet that holds nothing takes any batch: a bound below one batch would otherwise wait for ever.
 if items_now > 0 and (items_now + to - from > max_items or bytes_now + bytes > max_bytes) then
   return { 'full', items_now, bytes_now }
 end
-local prefix = K .. 'img:' .. source .. ':'
-for _, position in ipairs(stored) do
-  if call('EXISTS', prefix .. int(position)) == 0 then return { 'missing', position } end
+local keys = {}
+for i, position in ipairs(stored) do keys[i] = K .. 'img:' .. source .. ':' .. int(position) end
+for first = 1, #keys, 1000 do
+  local last = math.min(first + 999, #keys)
+  if call('EXISTS', unpack(keys, first, last)) < last - first + 1 then
+    for i = first, last do
+      if call('EXISTS', keys[i]) == 0 then return { 'missing', stored[i] } end
+    end
+  end
 end
 
-for _, position in ipairs(stored) do call('PERSIST', prefix .. int(position)) end
+for _, key in ipairs(keys) do call('PERSIST', key) end
 call('HSET', src, 'offset', int(to))
 local order = call('HINCRBY', K .. 'acct', 'order', int(to - from)) - (to - from)
 call('HINCRBY', K .. 'acct', 'admitted', int(to - from))

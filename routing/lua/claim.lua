@@ -17,29 +17,33 @@ end
 if #bids == 0 then
   move_due(math.floor(now / 1000))
   local lanes = { 'live', 'bulk' }
+  local ready = { live = K .. 'ready:' .. tier .. ':live', bulk = K .. 'ready:' .. tier .. ':bulk' }
   -- Every so often bulk goes first, so that a busy live lane cannot starve it.
-  if call('HINCRBY', K .. 'use', 'turn:' .. tier, 1) * tonumber(ARGV[6]) % 100 < tonumber(ARGV[6]) then
+  if call('EXISTS', ready.live, ready.bulk) == 2
+    and call('HINCRBY', K .. 'turns', tier, 1) * tonumber(ARGV[6]) % 100 < tonumber(ARGV[6]) then
     lanes = { 'bulk', 'live' }
   end
   local total, full = 0, false
   for _, lane in ipairs(lanes) do
-    local ready = K .. 'ready:' .. tier .. ':' .. lane
     while not full do
-      local bid = call('ZRANGE', ready, 0, 0)[1]
+      local bid = call('ZRANGE', ready[lane], 0, 0)[1]
       if not bid then break end
       local b = call('HMGET', K .. 'b:' .. bid, 'n', 'apart')
       local n = tonumber(b[1])
-      if #bids > 0 and (total + n > max_items or b[2] == '1') then full = true; break end
-      call('ZREM', ready, bid)
+      if #bids > 0 and (total + n > max_items or b[2] == '1') then
+        full = true
+        break
+      end
+      call('ZREM', ready[lane], bid)
       call('HSET', own, bid, token .. ':' .. beat)
       call('HINCRBY', K .. 'b:' .. bid, 'claims', 1)
-      use('ready:' .. tier, -n)
-      use('held:' .. tier, n)
       bids[#bids + 1] = bid
       total = total + n
       full = b[2] == '1' or total >= max_items
     end
   end
+  use('ready:' .. tier, -total)
+  use('held:' .. tier, total)
 end
 
 local left = tonumber(call('HGET', K .. 'use', 'ready:' .. tier) or 0)

@@ -2,7 +2,10 @@
 -- drop(id...) -> how many left quarantine for good; their bytes go, their rows in the database stay.
 local dropped = 0
 for _, id in ipairs(ARGV) do
-  dropped = dropped + call('SREM', K .. 'quarantine', id)
-  call('UNLINK', K .. 'img:' .. id)
+  -- The bytes of a photo that is on its way, or was sent on it once more, stay.
+  if call('SREM', K .. 'quarantine', id) == 1 then
+    dropped = dropped + 1
+    call('UNLINK', K .. 'img:' .. id)
+  end
 end
 return { 'ok', dropped }

@@ -1,7 +1,8 @@
 -- Key layout. Every script is this file followed by its own; nothing outside these scripts writes these keys
 -- (but the photo store, which sets img:* with a TTL before admit).
 --
--- src:<S>             hash  epoch offset next lane closed   offset: admitted up to; next: window cursor
+-- src:<S>             hash  epoch offset next skipped lane closed   offset: admitted up to; next: window cursor; skipped: positions
+--                           that the windows went over and whose verdicts are still to come
 -- b:<bid>             hash  tier lane order n bytes gen claims apart at death:<i> deadline items    exists <=> not settled
 -- ready:<tier>:<lane> zset  bid -> order    order = admission number of its oldest item; no clock, so reaped work keeps its place
 -- later               zset  bid -> due (ms)                 back-off
@@ -9,9 +10,11 @@
 -- owners              hash  owner -> beat                   a counter; never a TTL, never a time
 -- own:<owner>         hash  bid -> token:beat_at_claim      each batch is in exactly one of ready, later, own
 -- use                 hash  items bytes ready:<tier> held:<tier> later:<tier>    items (bytes: photo store); changed only here
+-- turns               hash  tier -> claims that found both lanes waiting
 -- img:<S>:<pos>       bytes                                 TTL until admitted, none after, UNLINK at commit
 -- ro:<S>              zset  packed verdict -> pos           waiting for its turn
 -- win:<scope>         list  last 1,000 "S:pos=cell"         cnt:<scope> hash  all-time counts by cell
+-- scopes              set   every scope that was counted in
 -- acct                hash  order admitted verdicts quarantined fenced late reconciled reaped
 -- quarantine          set   "S:pos" of voids; replay and drop take them out
 -- tally:<tier>        hash  scored settled escalated abstained device_us
@@ -19,6 +22,7 @@
 --
 -- Invariant A: every b:<bid> is in exactly one of ready, later, own:*.
 -- Invariant B: positions < src.offset are each in exactly one of: a batch, ro, released or late (pos < next).
+--              A position in a batch is at or after next, unless it is one of src.skipped or a replay.
 -- Invariant C: admitted = verdicts + quarantined + items in batches.
 
 local K = '{nf}:'
@@ -58,20 +62,20 @@ local function write_batch(bid, tier, lane, order, n, bytes, gen, deadline_ms, d
   shelve(bid, tier, lane, order, n, due_ms)
 end
 
--- The batch of a settled parent. It is held, or it could not be settled.
-local function drop_batch(bid, owner)
-  local b = call('HMGET', K .. 'b:' .. bid, 'tier', 'n', 'bytes')
-  call('DEL', K .. 'b:' .. bid)
-  call('HDEL', K .. 'own:' .. owner, bid)
-  call('ZREM', K .. 'due', bid)
-  use('items', -b[2])
-  use('bytes', -b[3])
-  use('held:' .. b[1], -b[2])
+-- A settled parent, as held_parents() read it.
+local function drop_batch(b, owner)
+  call('DEL', K .. 'b:' .. b.bid)
+  call('HDEL', K .. 'own:' .. owner, b.bid)
+  if b.deadline > 0 then call('ZREM', K .. 'due', b.bid) end
+  use('items', -b.n)
+  use('bytes', -b.bytes)
+  use('held:' .. b.tier, -b.n)
 end
 
--- Back to where it was claimed from, at its old order.
+-- Back to where it was claimed from, at its old order. What its owner was at is over: the next owner's death must not count for it.
 local function give_back(bid, owner)
   local b = call('HMGET', K .. 'b:' .. bid, 'tier', 'lane', 'order', 'n')
+  call('HDEL', K .. 'b:' .. bid, 'at')
   call('HDEL', K .. 'own:' .. owner, bid)
   use('held:' .. b[1], -b[4])
   shelve(bid, b[1], b[2], b[3], b[4], 0)
@@ -87,17 +91,35 @@ local function move_due(now_ms)
   end
 end
 
--- Which of parents[(bid, token)...] this owner may not settle: fenced = under another token, gone = exists no more.
-local function lost_parents(owner, args, first, count)
-  local fenced, gone = {}, {}
+-- parents[(bid, token)...] that this owner holds, and the items in them; or nil and the refusal, when one is not: fenced = it exists under
+-- another token, gone = it exists no more. Only reads, but for the count of refusals.
+local function held_parents(owner, args, first, count)
+  local batches, items, fenced, gone, seen = {}, 0, {}, {}, {}
   for i = first, first + 2 * count - 2, 2 do
     local bid, token = args[i], args[i + 1]
+    local b = call('HMGET', K .. 'b:' .. bid, 'tier', 'n', 'bytes', 'order', 'gen', 'deadline')
     local held = call('HGET', K .. 'own:' .. owner, bid)
-    if not held or string.sub(held, 1, #token + 1) ~= token .. ':' then
-      if call('EXISTS', K .. 'b:' .. bid) == 1 then fenced[#fenced + 1] = bid else gone[#gone + 1] = bid end
+    if not b[1] then
+      gone[#gone + 1] = bid
+    elseif not held or string.sub(held, 1, #token + 1) ~= token .. ':' then
+      fenced[#fenced + 1] = bid
+    elseif not seen[bid] then
+      -- Once, however often it is named.
+      seen[bid] = true
+      items = items + tonumber(b[2])
+      batches[#batches + 1] = {
+        bid = bid, tier = b[1], n = tonumber(b[2]), bytes = tonumber(b[3]), order = tonumber(b[4]), gen = tonumber(b[5]),
+        deadline = tonumber(b[6]),
+      }
     end
   end
-  return fenced, gone
+  if #fenced > 0 then
+    call('HINCRBY', K .. 'acct', 'fenced', 1)
+    for _, bid in ipairs(gone) do fenced[#fenced + 1] = bid end
+    return nil, { 'fenced', fenced }
+  end
+  if #gone > 0 then return nil, { 'gone', gone } end
+  return batches, items
 end
 
 -- A call with many values in pieces that Lua's unpack can take.

@@ -6,10 +6,7 @@ if call('HGET', K .. 'owners', owner) ~= ARGV[2] then return { 'alive' } end
 local bids = call('HKEYS', K .. 'own:' .. owner)
 for _, bid in ipairs(bids) do
   local b = call('HMGET', K .. 'b:' .. bid, 'apart', 'at')
-  if b[1] == '1' and b[2] then
-    call('HINCRBY', K .. 'b:' .. bid, 'death:' .. b[2], 1)
-    call('HDEL', K .. 'b:' .. bid, 'at')
-  end
+  if b[1] == '1' and b[2] then call('HINCRBY', K .. 'b:' .. bid, 'death:' .. b[2], 1) end
   call('HSET', K .. 'b:' .. bid, 'apart', 1)
   give_back(bid, owner)
 end

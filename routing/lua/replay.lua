@@ -3,6 +3,8 @@
 -- A quarantined photo goes its way once more: late by definition. `gone`: it is not in quarantine (any more).
 local now, source, position = now_us(ARGV[1]), ARGV[2], ARGV[3]
 local id = source .. ':' .. position
+-- Asked again after a lost reply.
+if call('EXISTS', K .. 'b:' .. ARGV[5]) == 1 then return { 'ok' } end
 if call('SISMEMBER', K .. 'quarantine', id) == 0 then return { 'gone' } end
 if ARGV[4] == '1' and call('EXISTS', K .. 'img:' .. id) == 0 then return { 'missing' } end
 call('SREM', K .. 'quarantine', id)

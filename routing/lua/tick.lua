@@ -19,7 +19,7 @@ for _, bid in ipairs(call('ZRANGEBYSCORE', K .. 'due', '-inf', int(now_ms), 'LIM
   end
 end
 
-local known = { route = true }
+local known = { route = true, collector = true }
 for i = 2, #ARGV do known[ARGV[i]] = true end
 local counts = call('HGETALL', K .. 'use')
 for i = 1, #counts, 2 do

@@ -1,0 +1,61 @@
+"""A real server for the whole session, and a clean ledger on it for each test."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import redis
+
+from ops.server import EmbeddedServer
+from routing.ledger import Ledger
+
+# Tests are no package, and some share their words: tests.ledgers must be found from wherever pytest was started.
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+if TYPE_CHECKING:
+    from tests.ledgers import Clock
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nobody_elses_server() -> Iterator[None]:
+    # A user's environment must not lend a test its server or its database.
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("REDIS_URL", "NATIX_FLEET_DATABASE", "NATIX_FLEET_READY_FILE"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """The session's own server."""
+    with EmbeddedServer(tmp_path_factory.mktemp("server"), fsync="everysec") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _client(server: EmbeddedServer) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(server.url) as client:
+        yield client
+
+
+@pytest.fixture
+def redis_client(_client: redis.Redis) -> redis.Redis:
+    """A client of the session's server, its database empty."""
+    _client.flushall()
+    return _client
+
+
+@pytest.fixture
+def clock() -> "Clock":
+    """The ledger fixture's time."""
+    from tests.ledgers import Clock
+
+    return Clock()
+
+
+@pytest.fixture
+def ledger(redis_client: redis.Redis, clock: "Clock") -> Ledger:
+    """An empty ledger whose time is the clock fixture's."""
+    return Ledger(redis_client, clock_us=clock)
