@@ -12,11 +12,12 @@ from configs.errors import PhotoError, ServerError, SourceError
 from configs.profile import Profile
 from ops.serve import database_url
 from producers.intake import take
-from routing.address import address_from_environment, require_server
+from routing.address import address_from_environment
 from routing.batches import item_batch
 from routing.broker import Doorbells, make_app
 from routing.ledger import Full, Ledger
 from routing.messages import UNLABELLED, Item
+from routing.server_check import require_server
 from routing.store import open_store
 from workers.verdicts import VerdictDatabase
 

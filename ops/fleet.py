@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from configs.profile import COLLECTOR, Profile
+from ops.child import Child
 from ops.flower import FlowerCommand
 from ops.serve import READY_FILE
-from ops.supervisor import Child
 from routing.address import ServerAddress
 
 

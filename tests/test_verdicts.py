@@ -17,7 +17,8 @@ from configs.errors import ConfigError, DiskError, FleetError, ServerError, Usag
 from routing.messages import UNLABELLED, Item, Verdict, Vote
 from workers import verdicts
 from workers.mcc import Counts
-from workers.verdicts import SCHEMA_VERSION, VerdictDatabase
+from workers.verdict_schema import SCHEMA_VERSION
+from workers.verdicts import VerdictDatabase
 
 POSTGRES = os.environ.get("NATIX_FLEET_TEST_POSTGRES", "")
 

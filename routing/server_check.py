@@ -1,0 +1,56 @@
+"""Whether a server may carry a fleet: it answers, it is new enough, and it keeps what it is given."""
+
+from typing import Any
+
+import redis
+import structlog
+from redis.sentinel import MasterNotFoundError
+
+from configs.errors import ServerError
+
+
+def require_server(client: redis.Redis) -> None:
+    """Checks that the server answers and can keep the fleet's promises; warns in the log where an ACL hides an answer.
+
+    Raises:
+        ServerError: it is away, loading, read-only, a cluster, older than 7, or may evict keys; with the remedy.
+    """
+    log = structlog.get_logger()
+    try:
+        client.ping()
+        info: dict[str, Any] = client.info()
+    except redis.exceptions.NoPermissionError as error:
+        log.warning("server not checked: the ACL forbids it", cause=str(error))
+        return
+    except redis.exceptions.RedisError as error:
+        raise ServerError(_remedy(error)) from error
+    version = str(info.get("redis_version", "0"))
+    # Not redis_mode: Valkey calls that server_mode.
+    if info.get("cluster_enabled"):
+        raise ServerError("the server is a Redis Cluster: use a single server, or sentinel:// for failover")
+    if int(version.partition(".")[0]) < 7:
+        raise ServerError(f"the server is Redis {version}: install Redis 7 or newer, or Valkey")
+    if info.get("role") == "slave":
+        raise ServerError("the server is a read-only replica: name its master, or the sentinels (sentinel://)")
+    policy = info.get("maxmemory_policy")
+    if policy is None:
+        log.warning("eviction policy not checked: the server does not tell it", wanted="noeviction")
+    elif policy != "noeviction":
+        raise ServerError(
+            f"the server may evict keys ({policy}), which loses images: CONFIG SET maxmemory-policy noeviction"
+        )
+    if info.get("aof_enabled") == 0:
+        log.warning("the server keeps no append-only file: what it holds is lost when it stops")
+
+
+def _remedy(error: redis.exceptions.RedisError) -> str:
+    match error:
+        case redis.exceptions.AuthenticationError():
+            return "the server refuses the login: check user and password in the server address"
+        case redis.exceptions.BusyLoadingError():
+            return "the server is still loading its data: try again in a moment"
+        case MasterNotFoundError():
+            return f"no sentinel knows the master: check the sentinels and master_name ({error})"
+        case redis.exceptions.ConnectionError() | redis.exceptions.TimeoutError():
+            return f"the server does not answer: start it or correct the server address ({error})"
+    return f"the server cannot be used: {error}"
