@@ -10,8 +10,8 @@ from routing.messages import Child, Claimed, Item, Verdict, encode
 UNREADABLE_MS = 60_000
 
 
-def item_batch(items: Sequence[Item], tier: str, lane: str, not_before_ms: int = 0) -> Child:
-    """Items on their way to a tier."""
+def item_batch(items: Sequence[Item], tier: str, lane: str, not_before_ms: int = 0, *, apart: bool = False) -> Child:
+    """Items on their way to a tier; ``apart``: one at a time, for one of them is suspected."""
     deadlines = [item.deadline_ms for item in items if item.deadline_ms]
     return Child(
         bid=new_id(),
@@ -22,6 +22,7 @@ def item_batch(items: Sequence[Item], tier: str, lane: str, not_before_ms: int =
         blob=encode(items),
         deadline_ms=min(deadlines, default=0),
         not_before_ms=not_before_ms,
+        apart=apart,
     )
 
 

@@ -23,6 +23,7 @@ class _Work(Struct):
     inputs: Sequence[Any]
     scores: list[float | None]
     finished: threading.Event
+    alone: bool
     #: Inputs handed to the device so far, and scored so far.
     taken: int = 0
     done: int = 0
@@ -60,8 +61,13 @@ class Batcher:
             self._wake.notify()
         self._thread.join()
 
-    def score(self, inputs: Sequence[Any], lane: str) -> tuple[list[float | None], float]:
+    def score(self, inputs: Sequence[Any], lane: str, *, alone: bool = False) -> tuple[list[float | None], float]:
         """Scores inputs, blocking; live work goes before bulk.
+
+        Args:
+            inputs: prepared photos.
+            lane: live or bulk.
+            alone: in device batches with nobody else's inputs: they are suspects.
 
         Returns:
             One raw logit (None: abstained) an input, in their order; and the device time of this share in seconds.
@@ -71,7 +77,7 @@ class Batcher:
         """
         if not inputs:
             return [], 0.0
-        work = _Work(inputs=inputs, scores=[None] * len(inputs), finished=threading.Event())
+        work = _Work(inputs=inputs, scores=[None] * len(inputs), finished=threading.Event(), alone=alone)
         with self._wake:
             self._waiting[lane].append(work)
             self._wake.notify()
@@ -90,12 +96,16 @@ class Batcher:
             for queue in self._waiting.values():
                 while queue and room:
                     work = queue[0]
+                    if work.alone and slices:
+                        return slices
                     end = min(len(work.inputs), work.taken + room)
                     slices.append((work, work.taken, end))
                     room -= end - work.taken
                     work.taken = end
                     if end == len(work.inputs):
                         queue.popleft()
+                    if work.alone:
+                        return slices
             return slices
 
     def _score(self, batch: list[Any]) -> Sequence[float | None]:

@@ -84,9 +84,12 @@ class TierStop(Stop):
         voids, sound, inputs = self._load(items, claim.now_us // 1000)
         try:
             scores, device_s = self.batcher.score(inputs, lane)
-        except Exception as error:
+        except Exception:
+            # One of them may be the cause: from now on each runs alone.
             log.exception("engine failed", tier=self.name, items=len(sound))
-            children = self._retry(sound, lane, claim.now_us // 1000, error)
+            backoff_s = self._profile.delivery.backoff_s * random.uniform(0.5, 1)  # noqa: S311 - jitter
+            due_ms = claim.now_us // 1000 + int(backoff_s * 1000)
+            children = [item_batch(sound, self.name, lane, due_ms, apart=True)]
             if voids:
                 children.append(verdict_batch(voids, lane))
             self._settle(claim, batches, children, {})
@@ -113,10 +116,10 @@ class TierStop(Stop):
             bad, good, inputs = self._load([item], now_ms)
             voids += bad
             try:
-                score, spent_s = self.batcher.score(inputs, batch.lane)
+                score, spent_s = self.batcher.score(inputs, batch.lane, alone=True)
             except Exception as error:
                 log.exception("engine failed", tier=self.name, item=item.id)
-                failed += self._retry(good, batch.lane, now_ms, error)
+                failed.append(self._blame(good[0], batch.lane, now_ms, error))
                 continue
             sound += good
             scores += score
@@ -181,23 +184,16 @@ class TierStop(Stop):
         }
         self._settle(claim, batches, children, counts)
 
-    def _retry(self, items: list[Item], lane: str, now_ms: int, error: Exception) -> list[Child]:
-        """After an engine error: halves after a back-off, until the culprit is alone; then a fault of that item."""
+    def _blame(self, item: Item, lane: str, now_ms: int, error: Exception) -> Child:
+        """The engine failed on this item alone: that is its fault; after a back-off it may try again, a few times."""
         delivery = self._profile.delivery
-        if not items:
-            return []
-        faults = items[0].faults + 1
-        backoff_s = min(delivery.backoff_max_s, delivery.backoff_s * 2 ** (faults - 1)) * random.uniform(0.5, 1)  # noqa: S311 - jitter
-        due_ms = now_ms + int(backoff_s * 1000)
-        if len(items) > 1:
-            half = len(items) // 2
-            return [item_batch(part, self.name, lane, due_ms) for part in (items[:half], items[half:])]
-        item = replace(items[0], faults=faults)
+        faults = item.faults + 1
+        item = replace(item, faults=faults)
         if faults >= delivery.max_faults:
-            return [
-                verdict_batch([void(item, self.name, now_ms, "engine-error", f"{type(error).__name__}: {error}")], lane)
-            ]
-        return [item_batch([item], self.name, lane, due_ms)]
+            detail = f"{type(error).__name__}: {error}"
+            return verdict_batch([void(item, self.name, now_ms, "engine-error", detail)], lane)
+        backoff_s = min(delivery.backoff_max_s, delivery.backoff_s * 2**faults) * random.uniform(0.5, 1)  # noqa: S311 - jitter
+        return item_batch([item], self.name, lane, now_ms + int(backoff_s * 1000), apart=True)
 
     def _settle(self, claim: Claim, batches: list[Claimed], children: Sequence[Child], counts: dict[str, int]) -> None:
         try:
