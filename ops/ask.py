@@ -89,10 +89,7 @@ def print_answer(path: Path, profile: Profile, deadline_s: float, *, as_json: bo
 
 
 def _print(row: dict[str, Any], took_s: float, *, as_json: bool) -> None:
-    votes = [
-        {"tier": tier, "model": model, "p": p, "weight": weight}
-        for tier, model, p, weight, _ in msgspec.json.decode(row["votes"])
-    ]
+    votes = [{"tier": v.tier, "model": v.model, "p": v.p, "weight": v.weight} for v in row["votes"]]
     if row["p"] is None:
         raise PhotoError(row["reason"], row["detail"])
     answer = {"p": row["p"], "tier": row["tier"], "reason": row["reason"], "votes": votes, "seconds": round(took_s, 3)}

@@ -19,6 +19,8 @@ from routing.messages import Child, Claimed
 PREFIX = "{nf}:"
 LUA = Path(__file__).parent / "lua"
 LANES = ("live", "bulk")
+#: Cells of a scope's window.
+WINDOW = 1000
 
 
 class Refusal(Exception):  # noqa: N818 - a refusal is an answer of the ledger, and what to do about it is the caller's everyday work
@@ -228,12 +230,27 @@ class Ledger:
         """An owner ends in order: what it holds goes back without a fault."""
         self._run("leave", owner)
 
-    def claim(self, stop: str, owner: str, token: str, max_items: int, bulk_share: float = 0.2) -> Claim:
-        """Takes the oldest ready batches of a stop, up to ``max_items`` (at least one batch). Raises OwnerDead.
+    def claim(
+        self, stop: str, owner: str, token: str, max_items: int, bulk_share: float = 0.2, attend_ms: int = -1
+    ) -> Claim:
+        """Takes the oldest ready batches of a stop, up to ``max_items`` (at least one batch).
 
         Asked again under its token it returns the same batches.
+
+        Args:
+            stop: a tier, the collector or the route stop.
+            owner: who claims.
+            token: new for each claim.
+            max_items: items at most.
+            bulk_share: share of claims, while both lanes wait, that serve bulk first.
+            attend_ms: the caller looks again within so long, and need not be rung until then; 0: it does not;
+                negative: leaves that as it is.
+
+        Raises:
+            OwnerDead.
         """
-        answer, rest = self._run("claim", self._now(), stop, owner, token, max_items, round(bulk_share * 100))
+        bulk_percent = round(bulk_share * 100)
+        answer, rest = self._run("claim", self._now(), stop, owner, token, max_items, bulk_percent, attend_ms)
         if answer == "dead":
             raise OwnerDead
         batches = [
@@ -373,16 +390,22 @@ class Ledger:
     def window(self, scope: str) -> bytes:
         """The last 1,000 cells of a scope, oldest first: b"0" tn, b"1" fp, b"2" fn, b"3" tp, b"-" a void."""
         entries: Any = self.server.lrange(PREFIX + "win:" + scope, 0, -1)
-        return b"".join([entry[-1:] for entry in entries])
+        return b"".join([entry.partition(b"|")[0] for entry in entries])[-WINDOW:]
 
     def ring(self, scope: str) -> list[str]:
         """The ids (source:position) behind the cells of window()."""
         entries: Any = self.server.lrange(PREFIX + "win:" + scope, 0, -1)
-        return [entry.rpartition(b"=")[0].decode() for entry in entries]
+        ids: list[str] = []
+        for entry in entries:
+            for run in entry.partition(b"|")[2].decode().split("\n"):
+                source, _, span = run.rpartition(":")
+                first, _, count = span.partition("+")
+                ids += [f"{source}:{position}" for position in range(int(first), int(first) + int(count))]
+        return ids[-WINDOW:]
 
     def scopes(self) -> list[str]:
         """Every scope that a verdict counted in."""
-        scopes: Any = self.server.smembers(PREFIX + "scopes")
+        scopes: Any = self.server.hkeys(PREFIX + "rings")
         return sorted(scope.decode() for scope in scopes)
 
     def totals(self, scope: str) -> dict[str, int]:

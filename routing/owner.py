@@ -124,7 +124,7 @@ class Owner:
         """stop() was called."""
         return self._ending.is_set()
 
-    def claim(self, stop: str, max_items: int) -> Claim:
+    def claim(self, stop: str, max_items: int, attend_ms: int = -1) -> Claim:
         """Claims ready batches; release() the claim when they are settled. An empty claim needs no release."""
         token = new_id()
         with self._lock:
@@ -132,7 +132,7 @@ class Owner:
             self._tokens.add(token)
             owner = self.id
         try:
-            claim = self.ledger.claim(stop, owner, token, max_items, self.profile.delivery.bulk_share)
+            claim = self.ledger.claim(stop, owner, token, max_items, self.profile.delivery.bulk_share, attend_ms)
         except BaseException:
             self._forget(token)
             raise

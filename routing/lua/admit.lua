@@ -44,7 +44,7 @@ local reply = { 'ok' }
 for b = 0, count - 1 do
   local at = 11 + 6 * b
   local tier, n = ARGV[at + 1], tonumber(ARGV[at + 2])
-  if call('ZCARD', K .. 'ready:' .. tier .. ':' .. lane) == 0 then reply[#reply + 1] = tier end
+  if asleep(tier, lane, now) then reply[#reply + 1] = tier end
   write_batch(ARGV[at], tier, lane, order, n, tonumber(ARGV[at + 3]), now, tonumber(ARGV[at + 4]), 0, 0, ARGV[at + 5])
   order = order + n
 end

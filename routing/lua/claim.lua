@@ -1,12 +1,20 @@
 #!lua flags=allow-oom
--- claim(now, tier, owner, token, max_items, bulk_percent) -> dead | ok, now_us, ready items left, then per batch
+-- claim(now, tier, owner, token, max_items, bulk_percent, attend_ms) -> dead | ok, now_us, ready items left, then per batch
 -- (bid, lane, order, gen, claims, apart, [i, deaths, ...], items, n, bytes)
--- A claim asked again under its token gets the same batches.
+-- A claim asked again under its token gets the same batches. attend_ms: this owner looks again within it, so need not be rung until
+-- then; 0: it does not; negative: says nothing.
 local now = now_us(ARGV[1])
 local tier, owner, token, max_items = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local beat = call('HGET', K .. 'owners', owner)
 if not beat then return { 'dead' } end
 local own = K .. 'own:' .. owner
+
+local attend_ms = tonumber(ARGV[7])
+if attend_ms > 0 then
+  call('HSET', K .. 'attended', tier, int(math.floor(now / 1000) + attend_ms))
+elseif attend_ms == 0 then
+  call('HDEL', K .. 'attended', tier)
+end
 
 local bids = {}
 local held = call('HGETALL', own)
@@ -30,16 +38,20 @@ if #bids == 0 then
       if not bid then break end
       local b = call('HMGET', K .. 'b:' .. bid, 'n', 'apart')
       local n = tonumber(b[1])
-      if #bids > 0 and (total + n > max_items or b[2] == '1') then
+      -- A batch that somebody deleted by hand must not stop its tier: the account will say that its items are lost.
+      if not n then
+        call('ZREM', ready[lane], bid)
+        call('HINCRBY', K .. 'acct', 'dangling', 1)
+      elseif #bids > 0 and (total + n > max_items or b[2] == '1') then
         full = true
-        break
+      else
+        call('ZREM', ready[lane], bid)
+        call('HSET', own, bid, token .. ':' .. beat)
+        call('HINCRBY', K .. 'b:' .. bid, 'claims', 1)
+        bids[#bids + 1] = bid
+        total = total + n
+        full = b[2] == '1' or total >= max_items
       end
-      call('ZREM', ready[lane], bid)
-      call('HSET', own, bid, token .. ':' .. beat)
-      call('HINCRBY', K .. 'b:' .. bid, 'claims', 1)
-      bids[#bids + 1] = bid
-      total = total + n
-      full = b[2] == '1' or total >= max_items
     end
   end
   use('ready:' .. tier, -total)

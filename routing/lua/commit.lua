@@ -20,31 +20,53 @@ for _, b in ipairs(batches) do drop_batch(b, owner) end
 call('HINCRBY', K .. 'acct', 'verdicts', ARGV[at + 2])
 call('HINCRBY', K .. 'acct', 'quarantined', ARGV[at + 3])
 
-local rings = {}
+-- What enters each scope's window: cells, and whose they are as runs of positions, "source:first+how many".
+local rings = setmetatable({}, {
+  __index = function(rings, scope)
+    local ring = { n = 0, cells = {}, runs = {}, counts = {} }
+    rings[scope] = ring
+    return ring
+  end,
+})
+
+local function end_run(ring)
+  if ring.source then
+    ring.runs[#ring.runs + 1] = ring.source .. ':' .. int(ring.first) .. '+' .. int(ring.due - ring.first)
+  end
+end
+
 -- Few packed verdicts are distinct: each is read once, and counting costs a call per kind and not per photo.
 local kinds = setmetatable({}, {
   __index = function(kinds, packed)
-    local kind = { n = 0, cell = string.sub(packed, 1, 1), scopes = {}, rings = {} }
+    local kind = { n = 0, cell = string.sub(packed, 1, 1), rings = {} }
     for scope in string.gmatch(string.sub(packed, 2), '|([^|]+)') do
-      local ring = rings[scope] or { n = 0, entries = {}, cells = {} }
-      rings[scope] = ring
-      kind.scopes[#kind.scopes + 1] = scope
-      kind.rings[#kind.rings + 1] = ring
+      kind.rings[#kind.rings + 1] = rings[scope]
       if scope == 'subnet' then kind.in_subnet = true end
     end
-    kind.windowed = #kind.scopes > 0
     kinds[packed] = kind
     return kind
   end,
 })
 
 local function release(source, pos, kind)
-  local cell = kind.cell
-  local entry = source .. ':' .. int(pos) .. '=' .. cell
-  for _, ring in ipairs(kind.rings) do
+  local cell, of = kind.cell, kind.rings
+  for r = 1, #of do
+    local ring = of[r]
     local n = ring.n + 1
-    ring.n, ring.entries[n], ring.cells[n] = n, entry, cell
+    ring.n = n
+    ring.cells[n] = cell
+    if ring.due ~= pos or ring.source ~= source then
+      end_run(ring)
+      ring.source, ring.first = source, pos
+    end
+    ring.due = pos + 1
   end
+end
+
+-- A position that is gone over takes its slot in the subnet's window, where it is an answer that never came.
+local function skip(source, from, to, kind)
+  if not kind.in_subnet then return end
+  for pos = math.max(from, to - 1000), to - 1 do release(source, pos, kinds['-|subnet']) end
 end
 
 local all_late = 0
@@ -55,55 +77,68 @@ for _, group in ipairs(groups) do
   for _, replay in ipairs(replays) do kinds[replay].n = kinds[replay].n + 1 end
 
   -- This commit's verdicts in order of position, without those whose turn is over.
-  local fresh, packed_at, late = {}, {}, 0
-  for i, pos in ipairs(positions) do
-    local kind = kinds[packed[i]]
+  local fresh, packs, count, late, last, sorted = {}, {}, 0, 0, -1, true
+  for i = 1, #positions do
+    local pos, kind = positions[i], kinds[packed[i]]
     kind.n = kind.n + 1
     if pos < next_pos then
       late = late + 1
     else
-      fresh[#fresh + 1] = pos
-      packed_at[pos] = packed[i]
+      count = count + 1
+      fresh[count], packs[count] = pos, packed[i]
+      if pos < last then sorted = false end
+      last = pos
     end
   end
-  table.sort(fresh)
+  if not sorted then
+    local packed_at = {}
+    for i = 1, count do packed_at[fresh[i]] = packs[i] end
+    table.sort(fresh)
+    for i = 1, count do packs[i] = packed_at[fresh[i]] end
+  end
 
   -- Heads in turn are released, be they from this commit or waiting in ro. A head that waited longer than late_after_ms for
-  -- its predecessor is released over the gap.
+  -- its predecessor is released over the gap. What waits are runs of positions that came together: released together too.
   local i, waiting, w, done, skipped = 1, {}, 1, 0, 0
   local more = call('EXISTS', ro) == 1
   while true do
     if more and w > #waiting then
-      waiting, w = call('ZRANGE', ro, done, done + 511, 'WITHSCORES'), 1
-      more = #waiting == 1024
+      waiting, w = call('ZRANGE', ro, done, done + 255), 1
+      more = #waiting == 256
     end
-    local pos, kind, held = fresh[i], nil, tonumber(waiting[w + 1])
+    local pos, held, since, rest = fresh[i], nil, nil, nil
+    if waiting[w] then
+      held, since, rest = string.match(waiting[w], '^(%d+)@(%d+)|(.*)$')
+      held = tonumber(held)
+    end
     if held and not (pos and pos < held) then
-      local since, rest = string.match(waiting[w], '^%d+@(%d+)|(.*)$')
-      if held ~= next_pos and now_ms - tonumber(since) <= late_after_ms then break end
-      pos, kind, w, done = held, kinds[rest], w + 2, done + 1
-    elseif pos then
-      if pos ~= next_pos then break end
-      kind, i = kinds[packed_at[pos]], i + 1
+      if held ~= next_pos then
+        if now_ms - tonumber(since) <= late_after_ms then break end
+        skipped = skipped + held - next_pos
+        skip(source, next_pos, held, kinds[string.match(rest, '^[^\n]+')])
+        next_pos = held
+      end
+      for pack in string.gmatch(rest, '[^\n]+') do
+        release(source, next_pos, kinds[pack])
+        next_pos = next_pos + 1
+      end
+      w, done = w + 1, done + 1
+    elseif pos == next_pos then
+      repeat
+        release(source, next_pos, kinds[packs[i]])
+        i, next_pos = i + 1, next_pos + 1
+      until fresh[i] ~= next_pos
     else
       break
     end
-    if pos ~= next_pos then
-      skipped = skipped + pos - next_pos
-      -- A position that is gone over takes its slot in the subnet's window, where it is an answer that never came.
-      if kind.in_subnet then
-        for gap = math.max(next_pos, pos - 1000), pos - 1 do release(source, gap, kinds['-|subnet']) end
-      end
-    end
-    if kind.windowed then release(source, pos, kind) end
-    next_pos = pos + 1
   end
   if done > 0 then call('ZREMRANGEBYRANK', ro, 0, done - 1) end
   local stay = {}
-  for j = i, #fresh do
-    local pos = int(fresh[j])
-    stay[#stay + 1] = pos
-    stay[#stay + 1] = pos .. '@' .. int(now_ms) .. '|' .. packed_at[fresh[j]]
+  while i <= count do
+    local first = i
+    repeat i = i + 1 until fresh[i] ~= fresh[i - 1] + 1
+    stay[#stay + 1] = int(fresh[first])
+    stay[#stay + 1] = int(fresh[first]) .. '@' .. int(now_ms) .. '|' .. table.concat(packs, '\n', first, i - 1)
   end
   in_chunks('ZADD', ro, stay)
   call('HSET', src, 'next', int(next_pos))
@@ -120,22 +155,30 @@ for _, group in ipairs(groups) do
 end
 
 for _, kind in pairs(kinds) do
-  for _, scope in ipairs(kind.scopes) do
-    if kind.n > 0 then call('HINCRBY', K .. 'cnt:' .. scope, kind.cell, kind.n) end
-  end
+  for _, ring in ipairs(kind.rings) do ring.counts[kind.cell] = (ring.counts[kind.cell] or 0) + kind.n end
 end
-local reply, scopes = { 'ok', all_late }, {}
+local reply = { 'ok', all_late }
 for scope, ring in pairs(rings) do
-  scopes[#scopes + 1] = scope
+  for cell, n in pairs(ring.counts) do
+    if n > 0 then call('HINCRBY', K .. 'cnt:' .. scope, cell, n) end
+  end
+  local total = call('HINCRBY', K .. 'rings', scope, ring.n)
   if ring.n > 0 then
-    local window = K .. 'win:' .. scope
-    -- What this very commit pushes out again need not go in.
-    call('RPUSH', window, unpack(ring.entries, math.max(1, ring.n - 999), ring.n))
-    call('LTRIM', window, -1000, -1)
+    local window, cells = K .. 'win:' .. scope, table.concat(ring.cells)
+    end_run(ring)
+    call('RPUSH', window, cells .. '|' .. table.concat(ring.runs, '\n'))
+    -- The oldest entries go when the rest is a whole window without them.
+    local left = total
+    while left > 1000 do
+      local oldest = string.find(call('LINDEX', window, 0), '|', 1, true) - 1
+      if left - oldest < 1000 then break end
+      call('LPOP', window)
+      left = left - oldest
+    end
+    if left < total then call('HINCRBY', K .. 'rings', scope, left - total) end
     reply[#reply + 1] = scope
-    reply[#reply + 1] = table.concat(ring.cells)
+    reply[#reply + 1] = cells
   end
 end
-in_chunks('SADD', K .. 'scopes', scopes)
 if all_late > 0 then call('HINCRBY', K .. 'acct', 'late', all_late) end
 return reply

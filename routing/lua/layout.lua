@@ -10,12 +10,14 @@
 -- owners              hash  owner -> beat                   a counter; never a TTL, never a time
 -- own:<owner>         hash  bid -> token:beat_at_claim      each batch is in exactly one of ready, later, own
 -- use                 hash  items bytes ready:<tier> held:<tier> later:<tier>    items (bytes: photo store); changed only here
+-- attended            hash  stop -> until (ms): somebody looks at its ready list again by then, nobody need ring
 -- turns               hash  tier -> claims that found both lanes waiting
 -- img:<S>:<pos>       bytes                                 TTL until admitted, none after, UNLINK at commit
--- ro:<S>              zset  packed verdict -> pos           waiting for its turn
--- win:<scope>         list  last 1,000 "S:pos=cell"         cnt:<scope> hash  all-time counts by cell
--- scopes              set   every scope that was counted in
--- acct                hash  order admitted verdicts quarantined fenced late reconciled reaped
+-- ro:<S>              zset  "pos@since|packed\npacked..." -> pos    verdicts of consecutive positions, waiting for their turn
+-- win:<scope>         list  "cells|S:first+count\n..."      last 1,000 cells and more; an entry a commit: cells, and their positions
+-- rings               hash  scope -> cells in win:<scope>   every scope that was counted in
+-- cnt:<scope>         hash  all-time counts by cell
+-- acct                hash  order admitted verdicts quarantined fenced late reconciled reaped dangling
 -- quarantine          set   "S:pos" of voids; replay and drop take them out
 -- tally:<tier>        hash  scored settled escalated abstained device_us
 -- profile             string  digest of the profile that the living owners run
@@ -40,6 +42,13 @@ local function int(x) return string.format('%.0f', x) end
 
 local function use(field, by)
   if by ~= 0 then call('HINCRBY', K .. 'use', field, int(by)) end
+end
+
+-- Whether a stop must be rung for what is about to be written to it: nothing waits there yet, and nobody looks by himself.
+local function asleep(stop, lane, now)
+  if call('ZCARD', K .. 'ready:' .. stop .. ':' .. lane) > 0 then return false end
+  local until_ms = call('HGET', K .. 'attended', stop)
+  return not until_ms or tonumber(until_ms) * 1000 < now
 end
 
 -- Where a batch waits: `ready`, or `later` until due_ms.

@@ -20,7 +20,7 @@ local reply = { 'ok' }
 for c = 0, children - 1 do
   local i = at + 1 + 9 * c
   local tier, lane = ARGV[i + 1], ARGV[i + 2]
-  if call('ZCARD', K .. 'ready:' .. tier .. ':' .. lane) == 0 then reply[#reply + 1] = tier end
+  if asleep(tier, lane, now) then reply[#reply + 1] = tier end
   write_batch(ARGV[i], tier, lane, order, tonumber(ARGV[i + 3]), tonumber(ARGV[i + 4]), gen, tonumber(ARGV[i + 5]),
     tonumber(ARGV[i + 6]), ARGV[i + 7], ARGV[i + 8])
 end
