@@ -1,6 +1,7 @@
 """What a running fleet does, per tier: ready, in flight, settled, escalated; images/s, time left, rolling MCC."""
 
 import time
+from collections import deque
 
 from msgspec import Struct
 from rich.console import Console
@@ -14,7 +15,9 @@ from routing.ledger import Ledger, Snapshot
 from workers.collector import OVERALL, SEEN
 
 #: Without a terminal: a line as often as this.
-_LINE_EVERY_S = 5.0
+_LINE_EVERY_S = 2.0
+#: Images a second are those of the last seconds.
+_RATE_OVER_S = 5.0
 
 
 class TierProgress(Struct, frozen=True):
@@ -84,6 +87,8 @@ class Display:
         self._before = before
         self._begun_s = time.monotonic()
         self._lined_s = 0.0
+        #: (monotonic seconds, images ended): time left follows what is done now, not since the start.
+        self._recent: deque[tuple[float, int]] = deque()
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         if self._live:
             self._live.start()
@@ -92,7 +97,7 @@ class Display:
         """Shows the fleet as it is."""
         took_s = time.monotonic() - self._begun_s
         admitted, ended = now.admitted - self._before.admitted, now.ended - self._before.ended
-        rate = ended / took_s if took_s > 0 else 0.0
+        rate = self._rate(ended)
         left = f"{(self._total - ended) / rate:.0f} s left" if self._total and rate else "time left unknown"
         head = f"{took_s:.0f} s: {admitted} admitted, {ended} ended ({rate:.0f} images/s, {left})"
         if now.quarantined > self._before.quarantined:
@@ -111,6 +116,15 @@ class Display:
                 for name, t in now.tiers.items()
             )
             self._console.print(f"{head} | {tiers} | {tail}", soft_wrap=True)
+
+    def _rate(self, ended: int) -> float:
+        """Images a second over the last seconds."""
+        now_s = time.monotonic()
+        self._recent.append((now_s, ended))
+        while now_s - self._recent[0][0] > _RATE_OVER_S:
+            self._recent.popleft()
+        since_s, since = self._recent[0]
+        return (ended - since) / (now_s - since_s) if now_s > since_s else 0.0
 
     def stop(self) -> None:
         """Leaves the terminal as it was."""

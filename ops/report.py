@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 from msgspec import Struct
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -220,18 +221,44 @@ def write_report(report: Report, path: Path) -> None:
 
 def print_report(report: Report, console: Console) -> None:
     """The report for people: accounts first, figures after, each with what it is worth."""
-    tiers = Table("tier", "scored", "settled", "escalated", "p50 ms", "p99 ms", "MCC of what it settled", title="Tiers")
+    tiers = Table(
+        "tier",
+        "scored",
+        "settled",
+        "escalated",
+        "p50 ms",
+        "p99 ms",
+        "MCC of what it settled",
+        title="Tiers",
+        box=SIMPLE_HEAD,
+    )
     for name, t in report.tiers.items():
         tiers.add_row(
             name, str(t.scored), str(t.settled), str(t.escalated), _or_dash(t.p50_ms), _or_dash(t.p99_ms), show(t.mcc)
         )
     windows = Table(
-        "window", "MCC, 95 % interval", "tp", "tn", "fp", "fn", title="Rolling MCC, photos not seen in training"
+        "window",
+        "MCC, 95 % interval",
+        "tp",
+        "tn",
+        "fp",
+        "fn",
+        title="Rolling MCC, photos not seen in training",
+        box=SIMPLE_HEAD,
     )
     for name, w in report.mcc.items():
         windows.add_row(name, show(w), str(w.tp), str(w.tn), str(w.fp), str(w.fn))
     origins = Table(
-        "source", "photos", "of them seen in training", "tp", "tn", "fp", "fn", "MCC", title="Sources, unseen photos"
+        "source",
+        "photos",
+        "seen in training",
+        "tp",
+        "tn",
+        "fp",
+        "fn",
+        "MCC",
+        title="Sources, unseen photos",
+        box=SIMPLE_HEAD,
     )
     for name, o in report.sources.items():
         mcc = "undefined" if o.mcc is None else f"{o.mcc:.3f}"

@@ -41,6 +41,9 @@ PRODUCER = "producer"
 #: With every photo admitted and nothing moving for this long, what is missing will not come any more.
 STILL_S = 20.0
 
+#: Columns of tables where there is no terminal to ask.
+LOG_WIDTH = 120
+
 #: The exit status of what Ctrl-C ended, as a shell gives it.
 INTERRUPTED = 130
 
@@ -82,6 +85,8 @@ def run(photos: str, profile_name: str, *, limit: int | None, flower_port: int |
         FleetError: something is not as it must be; said before anything is fed.
     """
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
     profile = load_profile(profile_name)
     source = open_source(photos, limit)
     with ExitStack() as stack:
@@ -211,7 +216,7 @@ class _Watch:
 
     def _poll(self) -> None:
         for event in self._supervisor.poll():
-            if event.what in ("exited", "restarts", "given up"):
+            if event.child != PRODUCER and event.what in ("exited", "restarts", "given up"):
                 log.warning("child", name=event.child, what=event.what, detail=event.detail)
 
     def _producer_finished(self) -> bool:
