@@ -10,11 +10,8 @@ from msgspec import Struct
 
 from configs.errors import MessageError
 from configs.profile import COLLECTOR
-from routing.ledger import Ledger
+from routing.ledger import WINDOW, Ledger
 from routing.messages import Item, decode_items, decode_verdicts
-
-#: Entries of a window.
-RING = 1000
 
 
 class Audit(Struct, frozen=True):
@@ -74,6 +71,7 @@ class Book:
         self.due = single.get("due", {})
         self.owners = single.get("owners", {})
         self.acct = Counter({name: int(n) for name, n in single.get("acct", {}).items()})
+        self.rings = Counter({scope: int(n) for scope, n in single.get("rings", {}).items()})
         self.used = Counter({name: int(n) for name, n in single.get("use", {}).items()})
         self.items: dict[str, list[Item]] = {}
         self.unreadable: list[str] = []
@@ -111,8 +109,10 @@ class Book:
         """Invariant A: every batch is in exactly one of ready, later, own."""
         places: dict[str, list[str]] = {bid: [] for bid in self.b}
         for (tier, lane), bids in self.ready.items():
-            for bid in bids:
+            for bid, order in bids.items():
                 places.setdefault(bid, []).append(f"ready:{tier}:{lane}")
+                if bid in self.b and int(order) != (own := int(self.b[bid]["order"])):
+                    yield f"batch {bid} of order {own} waits in ready:{tier}:{lane} at {int(order)}"
         for bid in self.later:
             places.setdefault(bid, []).append("later")
         for owner, bids in self.own.items():
@@ -170,10 +170,10 @@ class Book:
         if passed != skipped:
             yield f"source {source}: {passed} positions before its cursor {cursor} are in batches, not {skipped}"
         for entry, score in self.ro.get(source, {}).items():
-            position = int(entry.partition("@")[0])
-            counts[position] += 1
-            if position != int(score) or position < cursor:
-                yield f"source {source}: {entry} waits in ro at {int(score)}, the cursor is at {cursor}"
+            first = int(entry.partition("@")[0])
+            counts.update(range(first, first + entry.count("\n") + 1))
+            if first != int(score) or first < cursor:
+                yield f"source {source}: {entry!r} waits in ro at {int(score)}, the cursor is at {cursor}"
         if cursor > offset:
             yield f"source {source}: its cursor {cursor} is beyond its offset {offset}"
         if beyond := [position for position in counts if not 0 <= position < offset]:
@@ -211,14 +211,22 @@ class Book:
                 yield f"use says {name} = {self.used[name]}, a recount {counted[name]}"
 
     def windows(self) -> Iterator[str]:
-        """No position is twice in a window, and each source's stand in order."""
-        for scope, entries in self.win.items():
-            if len(entries) > RING:
-                yield f"window {scope} holds {len(entries)} entries"
+        """A window is cut, no position is twice in it, and each source's stand in order."""
+        for scope in self.win.keys() | self.rings.keys():
+            sizes: list[int] = []
             by_source: dict[str, list[int]] = {}
-            for entry in entries:
-                source, _, position = entry.rpartition(b"=")[0].decode().rpartition(":")
-                by_source.setdefault(source, []).append(int(position))
+            for entry in self.win.get(scope, []):
+                cells, _, runs = entry.decode().partition("|")
+                sizes.append(len(cells))
+                for run in runs.split("\n"):
+                    source, _, span = run.rpartition(":")
+                    first, count = map(int, span.split("+"))
+                    by_source.setdefault(source, []).extend(range(first, first + count))
+            cells_in, positions_in = sum(sizes), sum(map(len, by_source.values()))
+            if not cells_in == positions_in == self.rings[scope]:
+                yield f"window {scope} holds {cells_in} cells, of {positions_in} positions, not {self.rings[scope]}"
+            if sum(sizes[1:]) >= WINDOW:
+                yield f"window {scope} holds {cells_in} cells, more than it needs"
             for source, positions in by_source.items():
                 if wrong := next(((a, b) for a, b in pairwise(positions) if a >= b), None):
                     yield f"window {scope}: {source} has position {wrong[0]} before {wrong[1]}"

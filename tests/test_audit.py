@@ -71,10 +71,13 @@ def test_a_batch_in_two_places_is_noticed(redis_client: redis.Redis, bid: str) -
 
 
 def test_a_batch_in_the_wrong_list_is_noticed(redis_client: redis.Redis, ledger: Ledger) -> None:
-    """Expects a batch that waits where nobody of its tier looks to be named."""
+    """Expects a batch that waits where nobody of its tier looks, or out of its turn, to be named."""
     (child,) = admit(ledger, "s", 4)
     redis_client.hset(PREFIX + "b:" + child.bid, "lane", "live")
-    assert f"batch {child.bid} of {FIRST}:live waits in ready:{FIRST}:bulk" in complaints(redis_client)
+    redis_client.zadd(f"{PREFIX}ready:{FIRST}:bulk", {child.bid: 7})
+    problems = complaints(redis_client)
+    assert f"batch {child.bid} of {FIRST}:live waits in ready:{FIRST}:bulk" in problems
+    assert f"batch {child.bid} of order 0 waits in ready:{FIRST}:bulk at 7" in problems
 
 
 def test_entries_of_nobody_are_noticed(redis_client: redis.Redis, bid: str) -> None:
@@ -102,12 +105,14 @@ def test_a_batch_that_is_not_what_it_says_is_noticed(redis_client: redis.Redis, 
 
 def test_a_broken_window_is_noticed(redis_client: redis.Redis, bid: str) -> None:
     """Expects a position that entered twice, or out of order, and a window that grew, to be named."""
-    redis_client.rpush(PREFIX + "win:all", "s:3=3")
-    redis_client.rpush(PREFIX + "win:subnet", *(f"t:{i}=3" for i in range(1000)))
+    redis_client.rpush(PREFIX + "win:all", "3|s:3+1")
+    redis_client.rpush(PREFIX + "win:subnet", "3" * 1000 + "|t:0+1000")
+    redis_client.hincrby(PREFIX + "rings", "subnet", 1000)
     problems = complaints(redis_client)
     assert bid
     assert "window all: s has position 3 before 3" in problems
-    assert "window subnet holds 1004 entries" in problems
+    assert "window all holds 5 cells, of 5 positions, not 4" in problems
+    assert "window subnet holds 1004 cells, more than it needs" in problems
 
 
 def test_what_waits_out_of_turn_is_noticed(redis_client: redis.Redis, bid: str) -> None:
@@ -117,7 +122,7 @@ def test_what_waits_out_of_turn_is_noticed(redis_client: redis.Redis, bid: str) 
     redis_client.hset(PREFIX + "src:s", "next", 13)
     problems = complaints(redis_client)
     assert bid
-    assert "2@1|3 waits in ro at 2, the cursor is at 13" in problems
+    assert "'2@1|3' waits in ro at 2, the cursor is at 13" in problems
     assert "its cursor 13 is beyond its offset 12" in problems
     assert "ro:nowhere has no source" in problems
 

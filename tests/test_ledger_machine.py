@@ -303,6 +303,7 @@ class LedgerMachine(RuleBasedStateMachine):
             row = book.b[bid]
             assert (row["tier"].decode(), int(row["order"])) == (batch.tier, batch.order)
             assert (int(row["apart"]), int(row["claims"])) == (batch.apart, batch.claims)
+            assert row.get("at") == (None if batch.at is None else str(batch.at).encode())
             match batch.place:
                 case "ready":
                     assert bid in book.ready[batch.tier, batch.lane]

@@ -2,7 +2,7 @@
 -- commit(now, owner, n parents, (bid, token)..., late_after_ms, keep_s, verdicts, quarantined, by source)
 -- -> ok, late, (scope, cells released)... | fenced, bids | gone, bids | unbalanced, verdicts, items in the parents
 -- Called after the database insert. `by source` is a MessagePack array of
---   { source, { pos... }, { packed... }, { packed of replays... }, { void pos... }, { pos whose bytes go... },
+--   { source, { pos in order... }, { packed... }, { packed of replays... }, { void pos... }, { pos whose bytes go... },
 --     { void pos whose bytes stay keep_s... } }
 -- packed = "<cell>|<scope>|<scope>...": cell is one character, 0 tn, 1 fp, 2 fn, 3 tp, - a void; the scopes that it counts in.
 -- A verdict in no scope (unlabelled) still takes its position.
@@ -76,8 +76,8 @@ for _, group in ipairs(groups) do
   local next_pos = tonumber(call('HGET', src, 'next') or 0)
   for _, replay in ipairs(replays) do kinds[replay].n = kinds[replay].n + 1 end
 
-  -- This commit's verdicts in order of position, without those whose turn is over.
-  local fresh, packs, count, late, last, sorted = {}, {}, 0, 0, -1, true
+  -- This commit's verdicts, without those whose turn is over.
+  local fresh, packs, count, late = {}, {}, 0, 0
   for i = 1, #positions do
     local pos, kind = positions[i], kinds[packed[i]]
     kind.n = kind.n + 1
@@ -86,31 +86,30 @@ for _, group in ipairs(groups) do
     else
       count = count + 1
       fresh[count], packs[count] = pos, packed[i]
-      if pos < last then sorted = false end
-      last = pos
     end
-  end
-  if not sorted then
-    local packed_at = {}
-    for i = 1, count do packed_at[fresh[i]] = packs[i] end
-    table.sort(fresh)
-    for i = 1, count do packs[i] = packed_at[fresh[i]] end
   end
 
   -- Heads in turn are released, be they from this commit or waiting in ro. A head that waited longer than late_after_ms for
   -- its predecessor is released over the gap. What waits are runs of positions that came together: released together too.
-  local i, waiting, w, done, skipped = 1, {}, 1, 0, 0
-  local more = call('EXISTS', ro) == 1
-  while true do
+  local i, waiting, w, done, skipped = 1, {}, 0, 0, 0
+  local more, page = call('EXISTS', ro) == 1, 1
+  local held, since, rest
+  local function next_waiting()
+    w = w + 1
     if more and w > #waiting then
-      waiting, w = call('ZRANGE', ro, done, done + 255), 1
-      more = #waiting == 256
+      -- Mostly the first one tells that nothing can go.
+      waiting, w = call('ZRANGE', ro, done, done + page - 1), 1
+      more, page = #waiting == page, 64
     end
-    local pos, held, since, rest = fresh[i], nil, nil, nil
+    held = nil
     if waiting[w] then
       held, since, rest = string.match(waiting[w], '^(%d+)@(%d+)|(.*)$')
       held = tonumber(held)
     end
+  end
+  next_waiting()
+  while true do
+    local pos = fresh[i]
     if held and not (pos and pos < held) then
       if held ~= next_pos then
         if now_ms - tonumber(since) <= late_after_ms then break end
@@ -122,7 +121,8 @@ for _, group in ipairs(groups) do
         release(source, next_pos, kinds[pack])
         next_pos = next_pos + 1
       end
-      w, done = w + 1, done + 1
+      done = done + 1
+      next_waiting()
     elseif pos == next_pos then
       repeat
         release(source, next_pos, kinds[packs[i]])

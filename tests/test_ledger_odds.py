@@ -1,4 +1,4 @@
-"""A server at its bound of memory: what brings more in is refused, what brings it out goes on."""
+"""The ledger in odd conditions: no memory, thousands at once, scripts forgotten, a stop attended, a batch deleted."""
 
 from collections.abc import Iterator
 
@@ -85,3 +85,33 @@ def test_scripts_come_back_after_the_server_forgot_them(ledger: Ledger, redis_cl
     redis_client.script_flush()
     admit(ledger, "s", 4)
     assert audit(redis_client).items == 4
+
+
+def test_an_attended_stop_is_not_rung(ledger: Ledger, clock: Clock) -> None:
+    """Expects no doorbell for a stop that somebody looks at by himself, until the time that he said, or his last word."""
+    owner = joined(ledger)
+    epoch, _ = ledger.open("s", "bulk")
+
+    def offer(position: int) -> list[str]:
+        children = [item_batch([photo("s", position)], FIRST, "bulk")]
+        return ledger.admit(
+            "s", epoch, position, position + 1, "bulk", children, stored=[], max_items=MANY, max_bytes=MANY
+        )
+
+    ledger.claim(FIRST, owner, new_id(), MANY, attend_ms=100)
+    assert offer(0) == []
+    ledger.claim(FIRST, owner, new_id(), MANY)
+    clock.step_ms(101)
+    assert offer(1) == [FIRST]
+    ledger.claim(FIRST, owner, new_id(), MANY, attend_ms=100)
+    ledger.claim(FIRST, owner, new_id(), MANY, attend_ms=0)
+    assert offer(2) == [FIRST]
+
+
+def test_a_batch_deleted_by_hand_does_not_stop_its_tier(ledger: Ledger, redis_client: redis.Redis) -> None:
+    """Expects the next batch to be claimed, the loss to be counted, and the audit to say what is gone."""
+    first, second = admit(ledger, "s", 8)
+    redis_client.delete(PREFIX + "b:" + first.bid)
+    assert [batch.bid for batch in take(ledger, joined(ledger))] == [second.bid]
+    assert redis_client.hget(PREFIX + "acct", "dangling") == b"1"
+    assert any("4 positions are nowhere" in problem for problem in audit(redis_client).problems)
