@@ -88,7 +88,7 @@ def test_scripts_come_back_after_the_server_forgot_them(ledger: Ledger, redis_cl
 
 
 def test_an_attended_stop_is_not_rung(ledger: Ledger, clock: Clock) -> None:
-    """Expects no doorbell for a stop that somebody looks at by himself, until the time that he said, or his last word."""
+    """Expects no doorbell for a stop that somebody looks at anyway, until the time that he said, or his last word."""
     owner = joined(ledger)
     epoch, _ = ledger.open("s", "bulk")
 
