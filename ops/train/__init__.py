@@ -1,0 +1,1 @@
+"""Training of the two scout models; see README.md here. The fleet never imports it."""

@@ -1,0 +1,112 @@
+"""Runs an ONNX model on the CPU or a GPU: pixels in, one raw logit a photo out; normalisation is inside the model."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from PIL import Image
+
+from configs.errors import ConfigError
+from configs.model import ModelSpec
+
+#: One photo as the model takes it: (input_px, input_px, 3), RGB.
+Pixels = npt.NDArray[np.uint8]
+
+#: Threads of one session. One by default: a process of every tier runs at the same time, on few cores.
+THREADS_VARIABLE = "NATIX_FLEET_ORT_THREADS"
+
+
+def squash(photo: Image.Image, side_px: int) -> Pixels:
+    """Shrinks an RGB photo to a square, whatever its shape. Training calls this too: models see one kind of pixel only."""
+    if photo.size != (side_px, side_px):
+        # reducing_gap: a cheap box shrink first, then the exact one; many times faster on a large photo.
+        photo = photo.resize((side_px, side_px), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    return np.asarray(photo)
+
+
+def _threads() -> int:
+    text = os.environ.get(THREADS_VARIABLE, "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"{THREADS_VARIABLE}={text!r} is not a number of threads, 1 or more")
+    return int(text)
+
+
+class Engine:
+    """One model on one device."""
+
+    def __init__(self, spec: ModelSpec, device: str, max_batch: int) -> None:
+        self._spec = spec
+        self._device = device
+        self._max_batch = max_batch
+        self._session: Any = None
+        self._input = ""
+
+    def _providers(self) -> list[str]:
+        if not self._device.startswith("cuda"):
+            return ["CPUExecutionProvider"]
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            raise ConfigError(
+                f"model {self._spec.key!r}: device {self._device!r} needs onnxruntime-gpu, "
+                f"this onnxruntime {onnxruntime.__version__} has no CUDA"
+            )
+        # The process sees its own GPU only (CUDA_VISIBLE_DEVICES), so it is number 0 here whatever its name.
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def load(self) -> None:
+        """Loads the weights.
+
+        Raises:
+            ConfigError: the file is missing or no model for us, or the device cannot run it.
+        """
+        providers = self._providers()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = _threads()
+        options.inter_op_num_threads = 1
+        # Threads that spin while they wait would take the core that decodes the next photos.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        path = self._spec.path
+        if not path.is_file():
+            raise ConfigError(f"model {self._spec.key!r}: there is no file {path}")
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # onnxruntime raises a dozen types without a common parent
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ConfigError(f"model {self._spec.key!r}: {path} cannot be loaded: {reason}") from None
+        if providers[0] not in session.get_providers():
+            raise ConfigError(
+                f"model {self._spec.key!r}: onnxruntime could not start {providers[0]} for {self._device}"
+            )
+        taken = session.get_inputs()[0]
+        side_px = self._spec.input_px
+        if taken.type != "tensor(uint8)" or list(taken.shape[1:]) != [side_px, side_px, 3]:
+            raise ConfigError(
+                f"model {self._spec.key!r}: {path} takes {taken.type} {taken.shape}, "
+                f"not uint8 photos of ({side_px}, {side_px}, 3)"
+            )
+        self._session, self._input = session, taken.name
+
+    def warm_up(self) -> None:
+        """Scores one full batch of grey, so that memory of that size is taken before the first photo."""
+        grey = np.full((self._spec.input_px, self._spec.input_px, 3), 127, dtype=np.uint8)
+        self.score([grey] * self._max_batch)
+
+    def prepare(self, photo: Image.Image) -> Pixels:
+        """The model's input from one RGB photo."""
+        return squash(photo, self._spec.input_px)
+
+    def score(self, inputs: Sequence[Pixels]) -> list[float]:
+        """One raw logit a photo, in their order."""
+        if self._session is None:
+            raise RuntimeError("score() before load()")
+        logits: list[float] = []
+        for start in range(0, len(inputs), self._max_batch):
+            part = inputs[start : start + self._max_batch]
+            (found,) = self._session.run(None, {self._input: np.stack(part)})
+            if found.shape != (len(part),):
+                raise ConfigError(f"model {self._spec.key!r}: {len(part)} photos gave scores of shape {found.shape}")
+            logits.extend(found.tolist())
+        return logits
