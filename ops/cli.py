@@ -1,14 +1,13 @@
 """natix-fleet: every command. Each body is a call; what it does stands in the file that it calls."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Literal
 
 import click
 
-from configs.errors import FleetError, UsageError
 from configs.profile import load_profile
+from routing.command import run_command
 from routing.logs import configure_logging
 
 #: Statuses that commands end with, for --help.
@@ -16,6 +15,9 @@ STATUSES = (
     "Exit status: 0 done, 1 images lost or counted twice, 64 wrong flag, 65 bad data, 66 no such source, 69 server or "
     "database away, 70 internal, 73 cannot write, 75 busy, 78 wrong configuration, 130 interrupted."
 )
+
+#: Long-lived processes of a fleet: their log is their face.
+PROCESSES = ("worker", "collector", "server", "flower", "up", "feed")
 
 profile_option = click.option(
     "--profile",
@@ -29,12 +31,16 @@ profile_option = click.option(
 @click.group(epilog=STATUSES, context_settings={"max_content_width": 120})
 @click.version_option(package_name="natix-fleet")
 @click.option(
-    "--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]), show_default=True
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="[default: info for processes of the fleet, else warning]",
 )
 @click.pass_context
-def cli(context: click.Context, log_level: str) -> None:
+def cli(context: click.Context, log_level: str | None) -> None:
     """P(roadwork) for a stream of street photos: a cascade of models, nothing lost, nothing counted twice."""
-    configure_logging(context.invoked_subcommand or "natix-fleet", log_level, json=not sys.stderr.isatty())
+    # A command that a person looks at says what it has to say itself; a process of the fleet logs.
+    level = log_level or ("info" if context.invoked_subcommand in PROCESSES else "warning")
+    configure_logging(context.invoked_subcommand or "natix-fleet", level, json=not sys.stderr.isatty())
 
 
 @cli.command()
@@ -102,11 +108,12 @@ def server(port: int, fsync: Literal["always", "everysec"], folder: Path) -> Non
 
 
 @cli.command()
-def flower() -> None:
+@click.option("--flower-port", type=click.IntRange(1, 65535), default=5555, show_default=True)
+def flower(flower_port: int) -> None:
     """Flower on loopback, with a password from FLOWER_BASIC_AUTH or made up."""
     from ops.up import serve_flower
 
-    serve_flower()
+    serve_flower(flower_port)
 
 
 @cli.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
@@ -153,8 +160,10 @@ def verdicts() -> None:
 def export_verdicts(path: Path, profile_name: str) -> None:
     """Writes all verdicts to PATH, a .parquet or .csv file."""
     from ops.serve import database_url
+    from workers.verdict_export import require_suffix
     from workers.verdicts import VerdictDatabase
 
+    require_suffix(path)
     with VerdictDatabase(database_url(load_profile(profile_name)), create=False) as database:
         click.echo(f"{database.export(path)} verdicts written to {path}")
 
@@ -206,20 +215,7 @@ def quarantine_drop(image_ids: tuple[str, ...]) -> None:
 
 def main() -> None:
     """The entry point: errors as one line with the remedy, and a named exit status."""
-    try:
-        cli.main(prog_name="natix-fleet", standalone_mode=False)
-    except FleetError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_status)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(UsageError.exit_status)
-    except click.Abort:
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader went away (head, less): nothing to say, nowhere to say it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    run_command(cli, "natix-fleet")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """natix-fleet quarantine: look at photos that could not be judged, send them again, or let them go."""
 
+import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -33,8 +35,10 @@ def show_void(profile: Profile, image_id: str) -> None:
     """Prints a quarantined photo's row.
 
     Raises:
+        UsageError: that is no image id.
         SourceError: there is no such row, or it is a verdict.
     """
+    _split(image_id)
     with VerdictDatabase(database_url(profile), create=False) as database:
         row = _void(database, image_id)
     for name, value in row.items():
@@ -45,14 +49,20 @@ def replay(profile: Profile, image_ids: Sequence[str]) -> None:
     """Sends quarantined photos on their way once more.
 
     Raises:
+        UsageError: one of them is no image id; none was sent.
         SourceError: one of them is not in quarantine (any more), or its bytes are gone.
     """
+    for image_id in image_ids:
+        _split(image_id)
     address = address_from_environment()
     client = address.connect()
     require_server(client)
     ledger, store = Ledger(client), open_store(profile.photos.store, client)
     first = profile.tiers[0].name
-    with VerdictDatabase(database_url(profile), create=False) as database:
+    with ExitStack() as stack:
+        database = stack.enter_context(VerdictDatabase(database_url(profile), create=False))
+        # At the end even if one of them is refused: those before it are on their way.
+        stack.callback(lambda: Doorbells(make_app(address, profile)).ring([first]))
         for image_id in image_ids:
             row = _void(database, image_id)
             item = Item(
@@ -77,19 +87,19 @@ def replay(profile: Profile, image_ids: Sequence[str]) -> None:
             if answer != "ok":
                 raise SourceError(f"{image_id}: not in quarantine (any more): it was replayed or dropped")
             click.echo(f"{image_id}: on its way to {first}")
-    Doorbells(make_app(address, profile)).ring([first])
 
 
 def drop(image_ids: Sequence[str]) -> None:
     """Takes photos out of quarantine for good.
 
     Raises:
+        UsageError: one of them is no image id; none was dropped.
         SourceError: one of them was not there; the others are dropped.
     """
-    client = address_from_environment().connect()
-    require_server(client)
     for image_id in image_ids:
         _split(image_id)
+    client = address_from_environment().connect()
+    require_server(client)
     dropped = Ledger(client).drop(image_ids)
     click.echo(f"{dropped} of {len(image_ids)} dropped")
     if dropped < len(image_ids):
@@ -97,10 +107,11 @@ def drop(image_ids: Sequence[str]) -> None:
 
 
 def _split(image_id: str) -> tuple[str, int]:
-    source, _, position = image_id.rpartition(":")
-    if not source or not position.isdigit():
-        raise UsageError(f"image id {image_id!r} is not source:position")
-    return source, int(position)
+    # At most 18 digits: what a database's integer holds.
+    match = re.fullmatch(r"([!-9;-~]+):([0-9]{1,18})", image_id)
+    if not match:
+        raise UsageError(f"image id {image_id!r} is not SOURCE:POSITION; natix-fleet quarantine list shows them")
+    return match[1], int(match[2])
 
 
 def _void(database: VerdictDatabase, image_id: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -9,18 +10,20 @@ from pathlib import Path
 from typing import Literal
 
 import click
+import redis
 import structlog
 
 from configs.profile import load_profile
 from ops.child import Event
 from ops.fleet import fleet_children
-from ops.flower import DEFAULT_PORT, flower_command
+from ops.flower import flower_command
 from ops.flower import main as run_flower
 from ops.lock import RunLock
 from ops.serve import DATABASE, database_url
 from ops.server import EmbeddedServer
 from ops.supervisor import Supervisor
 from routing.address import SERVER_URL_FILE, ServerAddress, address_from_environment
+from routing.retry import ServerRetry
 from routing.server_check import require_server
 
 log = structlog.get_logger(__name__)
@@ -37,6 +40,9 @@ def up(profile_name: str, flower_port: int | None) -> None:
         FleetError: the profile, the server or a port is not as it must be, or a process was given up.
     """
     profile = load_profile(profile_name)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # Until the supervisor takes them over: the embedded server and the file with its URL go as at any other end.
+        signal.signal(number, lambda n, _: sys.exit(128 + n))
     with ExitStack() as stack:
         stack.enter_context(
             RunLock(UP_FOLDER / "lock", command=f"natix-fleet up --profile {profile_name}", what="fleet")
@@ -55,8 +61,24 @@ def up(profile_name: str, flower_port: int | None) -> None:
 def _address(stack: ExitStack) -> ServerAddress:
     named = any(os.environ.get(name) for name in ("REDIS_URL", "REDIS_URL_FILE"))
     if named or SERVER_URL_FILE.exists():
-        return address_from_environment()
+        address = address_from_environment()
+        if named or _is_there(address):
+            return address
+        log.warning("its server is gone: a new one takes its place", file=str(SERVER_URL_FILE))
     return _embedded(stack, SERVER_FOLDER, 0, "always").address
+
+
+def _is_there(address: ServerAddress) -> bool:
+    """Whether the server that left its URL still runs: one that was killed could not take the file away."""
+    try:
+        with address.connect(retry=ServerRetry(within_s=0)) as client:
+            client.ping()
+    except redis.exceptions.BusyLoadingError:
+        return True
+    # A refused login too: its password was its own, so somebody else has the port now.
+    except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
+        return False
+    return True
 
 
 def _embedded(stack: ExitStack, folder: Path, port: int, fsync: Literal["always", "everysec"]) -> EmbeddedServer:
@@ -89,7 +111,7 @@ def serve_server(folder: Path, port: int, fsync: Literal["always", "everysec"]) 
             time.sleep(0.2)
 
 
-def serve_flower(port: int = DEFAULT_PORT) -> None:
+def serve_flower(port: int) -> None:
     """Flower until SIGTERM or Ctrl-C, with the login in FLOWER_BASIC_AUTH or one made up.
 
     Raises:

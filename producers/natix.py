@@ -14,7 +14,6 @@ from pathlib import Path
 import click
 import structlog
 
-from configs.errors import FleetError
 from configs.profile import Lane, Profile, load_profile
 from producers.admission import Admission
 from producers.feed import Feed, Pace
@@ -23,6 +22,7 @@ from producers.looped import Looped
 from producers.sources import Source, open_source
 from routing.address import address_from_environment
 from routing.broker import Doorbells, make_app
+from routing.command import run_command
 from routing.ledger import Ledger
 from routing.logs import configure_logging
 from routing.server_check import require_server
@@ -121,13 +121,9 @@ def _journal(folder: Path, source: str, spec: str, profile: Profile) -> Journal:
 
 
 def main() -> None:
-    """The command, with errors as one line."""
+    """The command as a process of its own."""
     configure_logging("producer", json=not sys.stderr.isatty())
-    try:
-        feed()
-    except FleetError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_status)
+    run_command(feed)
 
 
 if __name__ == "__main__":

@@ -6,18 +6,19 @@ when an option is left out. Everybody who opens a connection asks here.
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 import redis
-from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from configs.errors import ConfigError
+from routing.retry import ServerRetry
 
 #: Where ``natix-fleet server`` leaves the URL of the server that it runs, under the working directory.
 SERVER_URL_FILE = Path("var/server/url")
@@ -26,8 +27,6 @@ CONNECT_TIMEOUT_S = 5.0
 #: Longer than any script runs and than an fsync under load takes; without it a dead peer is waited for without end.
 REPLY_TIMEOUT_S = 10.0
 HEALTH_CHECK_INTERVAL_S = 15
-#: Five retries, up to 0.2, 0.4, 0.8, 1.6 and 2 s apart: a server that restarts is seen through, an absent one is not.
-RETRIES, RETRY_BASE_S, RETRY_CAP_S = 5, 0.1, 2.0
 
 _FORMS = {
     "redis": "redis://:PASSWORD@127.0.0.1:6379/0",
@@ -43,23 +42,6 @@ _QUERY_KEYS = {
     "unix": frozenset({"db"}),
 }
 _DEFAULT_PORTS = {"redis": 6379, "rediss": 6379, "sentinel": 26379}
-
-
-class _Retry(Retry):
-    """The same, but a refused login is an answer, not a failure to connect: it is not tried again."""
-
-    def call_with_retry(
-        self,
-        do: Callable[[], Any],
-        fail: Callable[..., Any],
-        is_retryable: Callable[[Exception], bool] | None = None,
-        with_failure_count: bool = False,
-    ) -> Any:
-        def may_heal(error: Exception) -> bool:
-            refused = isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.AuthorizationError)
-            return not refused and (is_retryable is None or is_retryable(error))
-
-        return super().call_with_retry(do, fail, may_heal, with_failure_count)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +120,6 @@ class ServerAddress:
         Args:
             **options: keywords of redis.Redis that differ from the ones here (socket_timeout in seconds, client_name).
         """
-        backoff = ExponentialWithJitterBackoff(base=RETRY_BASE_S, cap=RETRY_CAP_S)
         options = {
             "db": self.db,
             "username": self.username,
@@ -149,7 +130,7 @@ class ServerAddress:
             "socket_connect_timeout": CONNECT_TIMEOUT_S,
             "socket_keepalive": True,
             "health_check_interval": HEALTH_CHECK_INTERVAL_S,
-            "retry": _Retry(backoff, RETRIES),
+            "retry": ServerRetry(),
             **({"ssl": True, **self._tls_options()} if self.encrypted else {}),
             **options,
         }

@@ -7,6 +7,10 @@ import structlog
 from redis.sentinel import MasterNotFoundError
 
 from configs.errors import ServerError
+from routing.retry import ServerRetry
+
+#: No try begins later. A peer that says nothing is given up after one reply timeout (routing.address), 10 s.
+START_WITHIN_S = 5.0
 
 
 def require_server(client: redis.Redis) -> None:
@@ -16,6 +20,9 @@ def require_server(client: redis.Redis) -> None:
         ServerError: it is away, loading, read-only, a cluster, older than 7, or may evict keys; with the remedy.
     """
     log = structlog.get_logger()
+    retry = client.get_retry()
+    # Somebody waits at a prompt. Once the fleet is at work nobody does, and an outage is waited out.
+    client.set_retry(ServerRetry(START_WITHIN_S))
     try:
         client.ping()
         info: dict[str, Any] = client.info()
@@ -24,6 +31,9 @@ def require_server(client: redis.Redis) -> None:
         return
     except redis.exceptions.RedisError as error:
         raise ServerError(_remedy(error)) from error
+    finally:
+        if retry:
+            client.set_retry(retry)
     version = str(info.get("redis_version", "0"))
     # Not redis_mode: Valkey calls that server_mode.
     if info.get("cluster_enabled"):
@@ -43,6 +53,11 @@ def require_server(client: redis.Redis) -> None:
         log.warning("the server keeps no append-only file: what it holds is lost when it stops")
 
 
+def server_error(error: Exception) -> ServerError | None:
+    """A failure of a command in the fleet's own words; None: it is none of the server's."""
+    return ServerError(_remedy(error)) if isinstance(error, redis.exceptions.RedisError) else None
+
+
 def _remedy(error: redis.exceptions.RedisError) -> str:
     match error:
         case redis.exceptions.AuthenticationError():
@@ -50,7 +65,10 @@ def _remedy(error: redis.exceptions.RedisError) -> str:
         case redis.exceptions.BusyLoadingError():
             return "the server is still loading its data: try again in a moment"
         case MasterNotFoundError():
-            return f"no sentinel knows the master: check the sentinels and master_name ({error})"
+            # Its own text is the repr of every client: pages of it.
+            return "no sentinel answers and knows the master: start them, or check the sentinels and master_name"
+        case redis.exceptions.InvalidResponse():
+            return "what listens there is no Redis server: correct the server address"
         case redis.exceptions.ConnectionError() | redis.exceptions.TimeoutError():
             return f"the server does not answer: start it or correct the server address ({error})"
     return f"the server cannot be used: {error}"

@@ -55,6 +55,7 @@ def test_the_producer_runs_from_anywhere(tmp_path: Path) -> None:
     [
         ("producers.natix", ("torch", "onnxruntime", "workers", "sqlalchemy", "pyarrow")),
         ("ops.cli", ("torch", "onnxruntime", "sqlalchemy", "pyarrow", "celery")),
+        ("ops.status", ("torch", "onnxruntime", "pyarrow", "PIL")),
         ("configs.profile", ("celery", "redis", "PIL")),
     ],
 )

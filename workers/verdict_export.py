@@ -25,6 +25,16 @@ _ARROW = {
 _EXPORTED = pa.schema([(column.name, _ARROW[type(column.type)]) for column in VERDICTS.columns])
 
 
+def require_suffix(path: Path) -> None:
+    """Checks that the name says a format.
+
+    Raises:
+        UsageError: it ends in neither .parquet nor .csv.
+    """
+    if path.suffix not in (".parquet", ".csv"):
+        raise UsageError(f"cannot export to {path.name!r}: the name must end in .parquet or .csv")
+
+
 def export_rows(chunks: Iterable[Sequence[Sequence[Any]]], path: Path) -> int:
     """Writes rows of the table to a .parquet or .csv file; an old one is replaced when all is done.
 
@@ -39,8 +49,7 @@ def export_rows(chunks: Iterable[Sequence[Sequence[Any]]], path: Path) -> int:
         UsageError: the name ends in neither.
         DiskError: the file cannot be written; an old one is still there.
     """
-    if path.suffix not in (".parquet", ".csv"):
-        raise UsageError(f"cannot export to {path.name!r}: the name must end in .parquet or .csv")
+    require_suffix(path)
     part = path.with_name(path.name + ".part")
     n = 0
     try:

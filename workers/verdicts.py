@@ -17,7 +17,6 @@ from configs.errors import FleetError
 from routing.messages import UNLABELLED, Verdict, Vote
 from workers.mcc import Counts
 from workers.verdict_connection import connect, reported
-from workers.verdict_export import export_rows
 from workers.verdict_schema import VERDICTS, prepare
 
 #: Rows in memory at once while reading or exporting.
@@ -160,6 +159,9 @@ class VerdictDatabase:
             DiskError: the file cannot be written; an old one is still there.
             ServerError: the database cannot be read.
         """
+        # pyarrow takes longer to import than most commands run.
+        from workers.verdict_export import export_rows  # noqa: PLC0415
+
         return export_rows(self._read(sa.select(VERDICTS).order_by(VERDICTS.c.source, VERDICTS.c.position)), path)
 
     def _values(self, verdict: Verdict, gen: int) -> tuple[Any, ...]:
