@@ -52,8 +52,8 @@ def finish(ledger: Ledger, owner: str, only: Sequence[int], p: float | None = 0.
 def test_commit_releases_in_order_of_position(ledger: Ledger, owner: str) -> None:
     """Expects positions that came early to wait for their predecessors, then to enter the windows in order."""
     admit(ledger, "s", 12)
-    assert finish(ledger, owner, [8]).released == {}
     assert finish(ledger, owner, [4]).released == {}
+    assert finish(ledger, owner, [8]).released == {}
     assert ledger.window("all") == b""
     assert finish(ledger, owner, [0], 0.1).released == {"all": b"222233333333", "subnet": b"222233333333"}
     assert ledger.ring("all") == [f"s:{i}" for i in range(12)]
@@ -148,7 +148,7 @@ def test_unlabelled_verdicts_take_their_position_and_count_nowhere(ledger: Ledge
     assert ledger.ring("all") == ["s:2", "s:3"]
 
 
-def test_windows_keep_their_last_thousand(ledger: Ledger, owner: str) -> None:
+def test_windows_keep_their_last_thousand(ledger: Ledger, owner: str, redis_client: redis.Redis) -> None:
     """Expects windows cut at 1,000 after large commits and small ones, with all of it in the counts and the reply."""
     admit(ledger, "s", 2500, size=2500)
     to_collector(ledger, owner, take(ledger, owner))
@@ -159,6 +159,13 @@ def test_windows_keep_their_last_thousand(ledger: Ledger, owner: str) -> None:
     collect(ledger, owner)
     assert ledger.window("all") == b"3" * 990 + b"2" * 10
     assert ledger.totals("all") == {"3": 2500, "2": 10}
+    for end in (3000, 3500, 4000):
+        admit(ledger, "s", end)
+        to_collector(ledger, owner, take(ledger, owner))
+        collect(ledger, owner)
+    assert ledger.ring("all") == [f"s:{i}" for i in range(3000, 4000)]
+    # What no window needs any more is gone.
+    assert redis_client.llen(PREFIX + "win:all") == 2
 
 
 def test_thousands_wait_and_are_released_at_once(ledger: Ledger, owner: str) -> None:

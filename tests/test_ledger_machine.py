@@ -28,7 +28,7 @@ from tests.ledgers import FIRST, MANY, SECOND, Clock, commit, judged, photo, pho
 
 TIERS = (FIRST, SECOND)
 STOPS = (*TIERS, COLLECTOR, ROUTE)
-LATE_AFTER_MS = 500
+LATE_AFTER_MS = 5
 SOURCES = ("s", "t")
 
 #: What a rule picks with: an index into whatever is there.
@@ -167,15 +167,28 @@ class LedgerMachine(RuleBasedStateMachine):
         member = busy[pick % len(busy)]
         tokens = list(member.claims)
         tokens = tokens if merge else [tokens[seed % len(tokens)]]
+        self._work(member, tokens, random.Random(seed), again_too)
+
+    def _work(self, member: Member, tokens: list[str], dice: random.Random, again_too: bool) -> None:
         parents = [batch for token in tokens for batch in member.claims.pop(token)]
         # An owner knows what it claimed where; the model kept that only for batches that still exist.
-        dice = random.Random(seed)
         at_collector = [batch for batch in parents if is_verdicts(batch)]
         at_tiers = [batch for batch in parents if batch not in at_collector]
         if at_tiers:
             self._settle(member, at_tiers, dice, again_too)
         if at_collector:
             self._commit(member, at_collector, again_too)
+
+    @precondition(lambda self: self.members)
+    @rule(pick=picks, stop=st.sampled_from((FIRST, COLLECTOR)), most=st.integers(0, 20), seed=picks)
+    def serve(self, pick: int, stop: str, most: int, seed: int) -> None:
+        """What a fleet does most: claim and settle at once, while time goes by."""
+        self.clock.step_ms(3)
+        member = self.members[pick % len(self.members)]
+        before = set(member.claims)
+        self.claim(pick, stop, most, "once")
+        for token in member.claims.keys() - before:
+            self._work(member, [token], random.Random(seed), again_too=False)
 
     def _settle(self, member: Member, parents: list[Claimed], dice: random.Random, again_too: bool) -> None:
         children = outcome(parents, self.clock.now_ms, dice)
