@@ -1,4 +1,4 @@
-"""Drawings of ordinary street things that share a colour or a shape with roadwork: they keep a model from learning "orange"."""
+"""Ordinary street things, drawn, that share a colour or a shape with roadwork: so that "orange" alone tells nothing."""
 
 from random import Random
 

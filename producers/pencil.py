@@ -1,4 +1,4 @@
-"""How producers/sprites.py and producers/distractors.py draw: colours, round bodies, striped boards, shading, view angle.
+"""How sprites.py and distractors.py draw: colours, round bodies, striped boards, shading, view angle.
 
 A painter takes (rng, height_px) and gives an RGBA picture of that height, cut to its outline. It draws at twice
 the size, shades, tilts and shrinks, so that edges are soft as in a photo.
@@ -83,7 +83,7 @@ def revolve(
     *,
     bend: float,
 ) -> None:
-    """A round body from y[0] (half-width half[0]) down to y[1]; bands are (from, to, colour) in [0, 1] of its height."""
+    """A round body from y[0] (half-width half[0]) down to y[1]; bands: (from, to, colour), in shares of its height."""
 
     def edge(t: float, *, back: bool) -> list[tuple[float, float]]:
         width = half[0] + (half[1] - half[0]) * t

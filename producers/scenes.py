@@ -1,7 +1,8 @@
 """The project's own street scenes, drawn with Pillow and labelled by construction: 1 with roadwork in sight, 0 without.
 
-They need no photos, so the demonstration and the tests can run anywhere; and they are a small part of what the two scout
-models are trained on. They are drawings: a figure measured on them says that the fleet works, not how good a model is.
+They need no photos, so the demonstration and the tests can run anywhere; and they are a small part of what the two
+scout models are trained on. They are drawings: a figure measured on them says that the fleet works, not how good a
+model is.
 """
 
 from random import Random
@@ -19,7 +20,8 @@ DEMO_SEEDS = range(1_000_000_000)
 
 #: Height of things in metres, to give them a size that fits their distance.
 HEIGHT_M: dict[Painter, float] = dict.fromkeys((*ROADWORK, *ORDINARY), 1.6) | {
-    cone: 0.9, drum: 1.1, tube: 1.1, car: 1.5, post: 2.5, traffic_sign: 2.8, traffic_light: 4.0, tree: 6.0, panel: 1.5, person: 1.75,
+    cone: 0.9, drum: 1.1, tube: 1.1,
+    car: 1.5, person: 1.75, panel: 1.5, post: 2.5, traffic_sign: 2.8, traffic_light: 4.0, tree: 6.0,
 }  # fmt: skip
 #: Height of the camera over the road; things that high end at the horizon.
 CAMERA_M = 1.5
@@ -103,7 +105,7 @@ def _stand(rng: Random, image: Image.Image, painter: Painter, at: tuple[float, f
 
 
 def _things(rng: Random, horizon_share: float, *, roadwork: bool) -> list[tuple[float, Painter, float]]:
-    """(depth, painter, offset from the road's middle in half-widths), ordinary ones first, then far ones first. Depth 1 is the lower edge."""
+    """(depth, painter, offset from the road's middle in half-widths), in drawing order; depth 1 is the lower edge."""
     things: list[tuple[float, Painter, float]] = []
     for _ in range(rng.randint(2, 9)):
         painter = pick(rng, ORDINARY)
@@ -126,7 +128,7 @@ def _things(rng: Random, horizon_share: float, *, roadwork: bool) -> list[tuple[
 
 def render(seed: int, size_px: tuple[int, int] = (640, 360)) -> tuple[Image.Image, int]:
     """One RGB scene and its label, the same for the same seed and size; half of the seeds give label 1."""
-    rng = Random(seed)
+    rng = Random(seed)  # noqa: S311 # scenes, no secrets
     wide, high = size_px
     label = int(rng.random() < 0.5)
     horizon = round(high * rng.uniform(0.3, 0.55))

@@ -268,5 +268,6 @@ def mesh_fence(rng: Random, height_px: int) -> Image.Image:
 
 #: What makes a scene roadwork, with how often each is drawn.
 ROADWORK: dict[Painter, int] = {
-    cone: 10, drum: 4, tube: 3, barricade: 3, water_barrier: 3, diamond_sign: 3, arrow_board: 1, excavator: 1, flagger: 1, mesh_fence: 1,
+    cone: 10, drum: 4, tube: 3, barricade: 3, water_barrier: 3, diamond_sign: 3,
+    arrow_board: 1, excavator: 1, flagger: 1, mesh_fence: 1,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The two trivial baselines every figure is shown beside: colours alone, and a thumbnail alone, with a logistic regression."""
+"""The two trivial baselines beside every figure: colours alone, a thumbnail alone, each with a logistic regression."""
 
 import numpy as np
 from PIL import Image

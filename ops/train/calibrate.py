@@ -1,3 +1,4 @@
+# ruff: noqa: T201 # a command of its own: it prints its figures
 """Fits the calibrators of the exported models: python -m ops.train.calibrate PHOTOS OUT (a minute on two cores).
 
 Platt scaling of the int8 models' raw logits, fitted on pictures that training never drew: composites on training

@@ -6,7 +6,7 @@ neither the colour orange nor the seam of a paste tells the label.
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable  # noqa: TC003 # small, and the types read better
 from random import Random
 
 import numpy as np
@@ -137,7 +137,7 @@ def add_roadwork(image: Image.Image, rng: Random) -> None:
 
 
 def wear(image: Image.Image, rng: Random) -> Image.Image:
-    """What lenses, phones and uploads do: scale, blur, colour, JPEG. The same for both labels of a pair if so seeded."""
+    """What lenses, phones and uploads do: scale, blur, colour, JPEG; the same for both of a pair if so seeded."""
     steps: list[tuple[float, Callable[[Image.Image], Image.Image]]] = [
         (0.3, lambda im: im.filter(ImageFilter.BoxBlur(rng.uniform(0.2, 1.3)))),
         (0.5, lambda im: ImageEnhance.Brightness(im).enhance(rng.uniform(0.6, 1.4))),

@@ -1,7 +1,8 @@
+# ruff: noqa: T201 # a command of its own: it prints its figures
 """The report on the 505 evaluate photos: python -m ops.train.evaluate PHOTOS OUT (a minute on two cores).
 
-They were never trained or tuned on. Writes OUT/evaluation.json and, for each model, the tables of its card; adds a line to
-OUT/evaluations.log, so that a card can say how often this was done.
+They were never trained or tuned on. Writes OUT/evaluation.json and, for each model, the tables of its card; adds a
+line to OUT/evaluations.log, so that a card can say how often this was done.
 """
 
 import argparse
@@ -25,14 +26,14 @@ def run(path: Path, pictures: list[np.ndarray]) -> tuple[np.ndarray, float]:
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     session.run(None, {"photos": np.stack(pictures[:8])})
-    started, found = time.perf_counter(), []
-    for start in range(0, len(pictures), 8):
-        found.append(session.run(None, {"photos": np.stack(pictures[start : start + 8])})[0])
+    started = time.perf_counter()
+    batches = [np.stack(pictures[start : start + 8]) for start in range(0, len(pictures), 8)]
+    found = [session.run(None, {"photos": batch})[0] for batch in batches]
     return np.concatenate(found), (time.perf_counter() - started) * 1000 / len(pictures)
 
 
 def table(sources: np.ndarray, labels: np.ndarray, said: np.ndarray, logits: np.ndarray) -> list[dict[str, object]]:
-    """One row a source, and one for all: counts, rates with Wilson intervals, AUC and MCC where both classes have ten."""
+    """One row a source and one for all: counts, rates with intervals, AUC and MCC where both classes have ten."""
     found = []
     for name in (*sorted(set(sources)), "all"):
         at = np.full(len(sources), True) if name == "all" else sources == name

@@ -1,3 +1,4 @@
+# ruff: noqa: T201 # a command of its own: it prints its figures
 """Writes a fitted model as int8 ONNX: python -m ops.train.export PHOTOS OUT scout-m (no GPU needed).
 
 The graph takes uint8 photos (N, side, side, 3), RGB, and gives raw logits (N,). Weights are 8-bit per channel,
@@ -100,7 +101,8 @@ def main() -> None:
     test, truth = pictures[args.pictures :], labels[args.pictures :]
     before, after = run(whole, test), run(small, test)
     print(
-        f"{args.model}: {small.stat().st_size} bytes; on {len(test)} training pictures AUC float {auc(truth, before):.4f}, "
+        f"{args.model}: {small.stat().st_size} bytes; on {len(test)} training pictures "
+        f"AUC float {auc(truth, before):.4f}, "
         f"int8 {auc(truth, after):.4f}; logits differ by {np.abs(before - after).mean():.3f} on average, "
         f"correlation {np.corrcoef(before, after)[0, 1]:.4f}"
     )

@@ -1,3 +1,4 @@
+# ruff: noqa: T201 # a command of its own: it prints its figures
 """One fit of one network on chosen pictures of a pool that lies on the device."""
 
 import copy

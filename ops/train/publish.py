@@ -1,7 +1,7 @@
 """Puts exported models into the project: python -m ops.train.publish PHOTOS OUT VERSION.
 
-Writes configs/models/KEY/{model.onnx, model.toml, training.sha256} from OUT, and checks every training photo against the
-manifest's sha256. The cards are written by hand, from OUT/KEY.table.md and OUT/evaluation.json.
+Writes configs/models/KEY/{model.onnx, model.toml, training.sha256} from OUT, and checks every training photo against
+the manifest's sha256. The cards are written by hand, from OUT/KEY.table.md and OUT/evaluation.json.
 """
 
 import argparse

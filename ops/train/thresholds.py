@@ -1,3 +1,4 @@
+# ruff: noqa: T201 # a command of its own: it prints its figures
 """Finds what the cascade's first tier may settle: python -m ops.train.thresholds OUT (seconds).
 
 On the scores that calibrate.py kept it tries every pair of accept_below and accept_above of scout-s and every weight of

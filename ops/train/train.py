@@ -1,3 +1,4 @@
+# ruff: noqa: T201 # a command of its own: it prints its figures
 """Fits the models: python -m ops.train.train PHOTOS OUT (one GPU, about ten minutes).
 
     mine    a scout-m that never saw the clips scores random crops of them; crops that it calls clean become negatives
@@ -66,7 +67,8 @@ def mine(net: Scout, photos: list[Photo], device: torch.device, per_photo: int) 
         if score <= limit and hot <= 0.02:
             clean.setdefault(file, []).append(box)
     say(
-        f"mining: {sum(map(len, clean.values()))} clean crops of {len(clean)} of {len(photos)} photos, logit under {limit:.2f}"
+        f"mining: {sum(map(len, clean.values()))} clean crops of {len(clean)} of {len(photos)} photos, "
+        f"logit under {limit:.2f}"
     )
     return clean
 

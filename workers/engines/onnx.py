@@ -20,7 +20,7 @@ THREADS_VARIABLE = "NATIX_FLEET_ORT_THREADS"
 
 
 def squash(photo: Image.Image, side_px: int) -> Pixels:
-    """Shrinks an RGB photo to a square, whatever its shape. Training calls this too: models see one kind of pixel only."""
+    """Shrinks an RGB photo to a square, whatever its shape. Training calls this too: one kind of pixel only."""
     if photo.size != (side_px, side_px):
         # reducing_gap: a cheap box shrink first, then the exact one; many times faster on a large photo.
         photo = photo.resize((side_px, side_px), Image.Resampling.BILINEAR, reducing_gap=2.0)
@@ -73,7 +73,7 @@ class Engine:
             raise ConfigError(f"model {self._spec.key!r}: there is no file {path}")
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # onnxruntime raises a dozen types without a common parent
+        except Exception as error:  # noqa: BLE001 # onnxruntime raises a dozen types without a common parent
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(f"model {self._spec.key!r}: {path} cannot be loaded: {reason}") from None
         if providers[0] not in session.get_providers():
