@@ -15,8 +15,9 @@ from producers.intake import take
 from routing.address import address_from_environment
 from routing.batches import item_batch
 from routing.broker import Doorbells, make_app
-from routing.ledger import Full, Ledger
+from routing.ledger import Ledger
 from routing.messages import UNLABELLED, Item
+from routing.refusals import Full
 from routing.server_check import require_server
 from routing.store import open_store
 from workers.verdicts import VerdictDatabase

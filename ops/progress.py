@@ -10,8 +10,10 @@ from rich.table import Table
 
 from configs.profile import COLLECTOR, Profile
 from ops.account import ring_counts
-from ops.report import show, window_of
-from routing.ledger import Ledger, Snapshot
+from ops.report import window_of
+from ops.report_text import show
+from routing.answers import Snapshot
+from routing.ledger import Ledger
 from workers.collector import OVERALL, SEEN
 
 #: Without a terminal: a line as often as this.

@@ -20,7 +20,8 @@ from ops.fleet import command, fleet_children
 from ops.flower import flower_command
 from ops.lock import RunLock
 from ops.progress import Display, Progress, look
-from ops.report import Report, make_report, print_report, write_report
+from ops.report import Report, make_report, write_report
+from ops.report_text import print_report
 from ops.serve import DATABASE
 from ops.server import EmbeddedServer
 from ops.supervisor import POLL_INTERVAL_S, Supervisor

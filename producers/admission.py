@@ -15,9 +15,10 @@ from producers.journal import Journal
 from routing.batches import item_batch, verdict_batch
 from routing.broker import Doorbells
 from routing.decision import void
-from routing.ledger import Full, Ledger, Misplaced, Missing, Zombie
+from routing.ledger import Ledger
 from routing.messages import Item
 from routing.patience import patiently
+from routing.refusals import Full, Misplaced, Missing, Zombie
 from routing.store import PhotoStore
 
 log = structlog.get_logger(__name__)

@@ -14,8 +14,8 @@ from configs.profile import Photos, Profile
 from producers.admission import Admission
 from producers.intake import Taken, take
 from producers.sources import Photo, Source
-from routing.ledger import Misplaced
 from routing.messages import Item
+from routing.refusals import Misplaced
 
 #: Photos that are read and decoded ahead of admission.
 _AHEAD = 64

@@ -11,116 +11,18 @@ from typing import Any
 
 import msgspec
 import redis
-from msgspec import Struct
 from msgspec.structs import replace
 
 from configs.profile import COLLECTOR
+from routing.answers import Claim, Committed, Snapshot, Standing, Tick
 from routing.messages import Child, Claimed
+from routing.refusals import Full, Lost, Misplaced, Missing, OtherProfile, OwnerDead, Zombie
 
 PREFIX = "{nf}:"
 LUA = Path(__file__).parent / "lua"
 LANES = ("live", "bulk")
 #: Cells of a scope's window.
 WINDOW = 1000
-
-
-class Refusal(Exception):  # noqa: N818 - a refusal is an answer of the ledger, and what to do about it is the caller's everyday work
-    """The ledger refused a verb, and wrote nothing."""
-
-
-class Zombie(Refusal):
-    """Somebody else opened this source since: stop producing it."""
-
-
-class Misplaced(Refusal):
-    """The source stands at ``offset``: go on from there."""
-
-    def __init__(self, offset: int) -> None:
-        super().__init__(f"the source stands at {offset}")
-        self.offset = offset
-
-
-class Full(Refusal):
-    """Admission would break its bound: wait."""
-
-    def __init__(self, items: int, stored_bytes: int) -> None:
-        super().__init__(f"{items} items, {stored_bytes} bytes in the fleet")
-        self.items = items
-        self.stored_bytes = stored_bytes
-
-
-class Missing(Refusal):
-    """The bytes of ``position`` are not in the store (any more): put them there again."""
-
-    def __init__(self, position: int) -> None:
-        super().__init__(f"the bytes of position {position} are not in the store")
-        self.position = position
-
-
-class OwnerDead(Refusal):
-    """This owner was reaped: drop everything in hand and take a new owner id."""
-
-
-class Lost(Refusal):
-    """``bids`` are somebody else's by now (or settled): settle again without them."""
-
-    def __init__(self, bids: Iterable[str]) -> None:
-        self.bids = frozenset(bids)
-        super().__init__(f"{len(self.bids)} batches are not this owner's any more")
-
-
-class OtherProfile(Refusal):
-    """The fleet runs another profile."""
-
-    def __init__(self, digest: str) -> None:
-        super().__init__(f"the fleet runs profile {digest}")
-        self.digest = digest
-
-
-class Claim(Struct, frozen=True):
-    """What claim() hands out: no batch when the stop is dry."""
-
-    owner: str
-    token: str
-    now_us: int
-    #: Ready items that are left at the stop.
-    left: int
-    batches: list[Claimed]
-
-
-class Tick(Struct, frozen=True):
-    """What a tick saw: ready batches by stop, beats by owner."""
-
-    ready: dict[str, int]
-    beats: dict[str, int]
-
-
-class Standing(Struct, frozen=True, array_like=True):
-    """One source's part of a commit; the fields are those of routing/lua/commit.lua."""
-
-    source: str
-    positions: list[int]
-    packed: list[str]
-    replays: list[str]
-    voids: list[int]
-    stored: list[int]
-    kept: list[int]
-
-
-class Committed(Struct, frozen=True):
-    """What a commit moved: how many verdicts were late, and the cells that entered each scope's windows, in order."""
-
-    late: int
-    released: dict[str, bytes]
-
-
-class Snapshot(Struct, frozen=True):
-    """Where everything is, for people: counts by name."""
-
-    use: dict[str, int]
-    account: dict[str, int]
-    tallies: dict[str, dict[str, int]]
-    owners: int
 
 
 def new_id() -> str:

@@ -16,11 +16,13 @@ import structlog
 
 from configs.errors import ConfigError, MessageError
 from configs.profile import ROUTE, Profile
+from routing.answers import Claim, Tick
 from routing.batches import UNREADABLE_MS, again, verdict_batch
 from routing.broker import Doorbells
 from routing.decision import settle_held
-from routing.ledger import Claim, Ledger, Lost, OtherProfile, OwnerDead, Tick, new_id
+from routing.ledger import Ledger, new_id
 from routing.messages import Child, decode_items
+from routing.refusals import Lost, OtherProfile, OwnerDead
 
 log = structlog.get_logger(__name__)
 
@@ -100,13 +102,20 @@ class Owner:
             ConfigError: the fleet runs another profile.
         """
         digest = self.profile.digest()
-        try:
-            self.ledger.enlist(self.id, digest)
-        except OtherProfile as other:
-            raise ConfigError(
-                f"the fleet on this server runs another profile ({other.digest}; {self.profile.name!r} is {digest}): "
-                "stop its processes first, or start this one with their profile"
-            ) from None
+        # Those who crashed all at once under another profile are still listed: they are dead when a lease has passed.
+        give_up_s = time.monotonic() + self.profile.delivery.lease_s + 3 * self.profile.delivery.beat_s
+        while True:
+            try:
+                self.ledger.enlist(self.id, digest)
+                break
+            except OtherProfile as other:
+                if time.monotonic() > give_up_s:
+                    raise ConfigError(
+                        f"the fleet on this server runs another profile ({other.digest}; {self.profile.name!r} is "
+                        f"{digest}): stop its processes first, or start this one with their profile"
+                    ) from None
+            self._reap(self.ledger.tick(self._stops))
+            time.sleep(self.profile.delivery.beat_s)
         self._thread.start()
 
     def stop(self) -> None:
@@ -158,6 +167,13 @@ class Owner:
                 self._beat()
             except redis.RedisError as error:
                 log.warning("server does not answer", error=str(error))
+            except OwnerDead:
+                # Reaped between this beat and its work: the next beat takes a new id.
+                continue
+            except Exception:
+                # Without a beat this process would be reaped, and its threads would wait for a new id for ever.
+                log.critical("the beat failed, ending this process", exc_info=True)
+                os._exit(STALLED)
             self._ending.wait(max(0.05, beat_s - (time.monotonic() - begun)))
 
     def _beat(self) -> None:
@@ -172,12 +188,15 @@ class Owner:
         except OwnerDead:
             self._revive()
         tick = self.ledger.tick(self._stops)
+        self._reap(tick)
+        self._route()
+        self._ring(tick)
+
+    def _reap(self, tick: Tick) -> None:
         for owner, beat in self._watch.sample(tick.beats, time.monotonic()):
             given_back = self.ledger.reap(owner, beat)
             if given_back is not None:
                 log.warning("reaped a silent owner", owner=owner, batches=given_back)
-        self._route()
-        self._ring(tick)
 
     def _revive(self) -> None:
         """Somebody reaped this owner, or the server went back in time: what it held is lost to it; it starts anew."""
@@ -197,19 +216,24 @@ class Owner:
     def _route(self) -> None:
         """Settles by the votes held what no tier may have any more: overdue batches, those of a tier that is gone."""
         while (claim := self.claim(ROUTE, 4096)).batches:
-            now_ms = claim.now_us // 1000
-            children: list[Child] = []
-            for batch in claim.batches:
-                try:
-                    items = decode_items(batch.blob)
-                except MessageError as error:
-                    log.error("a batch that nobody here can read waits", bid=batch.bid, error=str(error))  # noqa: TRY400
-                    children.append(again(batch, ROUTE, now_ms + UNREADABLE_MS))
-                    continue
-                overdue = [settle_held(i, now_ms, "deadline" if i.deadline_ms else "no-tier") for i in items]
-                children.append(verdict_batch(overdue, batch.lane))
             try:
-                self.doorbells.ring(self.ledger.settle(claim.owner, claim.batches, children))
+                self.doorbells.ring(self.ledger.settle(claim.owner, claim.batches, _settled_by_votes(claim)))
             except Lost as lost:
                 log.warning("route settle refused", lost=len(lost.bids))
-            self.release(claim)
+            finally:
+                self.release(claim)
+
+
+def _settled_by_votes(claim: Claim) -> list[Child]:
+    now_ms = claim.now_us // 1000
+    children: list[Child] = []
+    for batch in claim.batches:
+        try:
+            items = decode_items(batch.blob)
+        except MessageError as error:
+            log.error("a batch that nobody here can read waits", bid=batch.bid, error=str(error))  # noqa: TRY400
+            children.append(again(batch, ROUTE, now_ms + UNREADABLE_MS))
+            continue
+        ended = [settle_held(i, now_ms, "deadline" if i.deadline_ms else "no-tier") for i in items]
+        children.append(verdict_batch(ended, batch.lane))
+    return children

@@ -41,7 +41,8 @@ class ServerPhotos:
         """Stores with a TTL; admit lifts it."""
         pipe = self._server.pipeline(transaction=False)
         for position, data in photos:
-            pipe.set(f"{PREFIX}img:{source}:{position}", data, ex=UNADMITTED_TTL_S)
+            # Not over an admitted photo: a producer that lost its epoch would give it a time to live again.
+            pipe.set(f"{PREFIX}img:{source}:{position}", data, ex=UNADMITTED_TTL_S, nx=True)
         pipe.execute()
 
     def get(self, items: Sequence[Item]) -> list[bytes | None]:

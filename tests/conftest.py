@@ -1,8 +1,6 @@
 """A real server for the whole session, and a clean ledger on it for each test."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,9 +8,6 @@ import redis
 
 from ops.server import EmbeddedServer
 from routing.ledger import Ledger
-
-# Tests are no package, and some share their words: tests.ledgers must be found from wherever pytest was started.
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 if TYPE_CHECKING:
     from tests.ledgers import Clock

@@ -6,9 +6,10 @@ import msgspec
 import redis
 
 from configs.profile import COLLECTOR
+from routing.answers import Committed, Standing
 from routing.batches import item_batch, verdict_batch
 from routing.decision import void
-from routing.ledger import PREFIX, Committed, Ledger, Standing, new_id
+from routing.ledger import PREFIX, Ledger, new_id
 from routing.messages import Child, Claimed, Item, Verdict, decode_items, decode_verdicts
 
 FIRST, SECOND = "first", "second"

@@ -8,19 +8,9 @@ import redis
 from configs.profile import COLLECTOR, ROUTE
 from routing.audit import audit
 from routing.batches import item_batch
-from routing.ledger import (
-    PREFIX,
-    Full,
-    Ledger,
-    Lost,
-    Misplaced,
-    Missing,
-    OtherProfile,
-    OwnerDead,
-    Zombie,
-    new_id,
-)
+from routing.ledger import PREFIX, Ledger, new_id
 from routing.messages import decode_items
+from routing.refusals import Full, Lost, Misplaced, Missing, OtherProfile, OwnerDead, Zombie
 from tests.ledgers import FIRST, MANY, SECOND, Clock, admit, commit, field, joined, photo, photos, take, to_collector
 
 

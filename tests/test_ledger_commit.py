@@ -6,10 +6,12 @@ import pytest
 import redis
 
 from configs.profile import COLLECTOR
+from routing.answers import Committed, Standing
 from routing.audit import audit
 from routing.batches import item_batch, verdict_batch
-from routing.ledger import PREFIX, Committed, Ledger, Lost, Standing
+from routing.ledger import PREFIX, Ledger
 from routing.messages import UNLABELLED, encode
+from routing.refusals import Lost
 from tests.ledgers import (
     FIRST,
     MANY,

@@ -20,8 +20,9 @@ from hypothesis.stateful import (
 from configs.profile import COLLECTOR, ROUTE
 from routing.audit import audit, read_book
 from routing.batches import verdict_batch
-from routing.ledger import PREFIX, Ledger, Lost, Misplaced, OwnerDead, Zombie, new_id
+from routing.ledger import PREFIX, Ledger, new_id
 from routing.messages import Child, Claimed, Item, decode_items, decode_verdicts, encode
+from routing.refusals import Lost, Misplaced, OwnerDead, Zombie
 from tests.ledger_dice import intake, outcome
 from tests.ledger_model import Model
 from tests.ledgers import FIRST, MANY, SECOND, Clock, commit, judged, photo, photos, standing

@@ -7,8 +7,9 @@ import redis
 
 from routing.audit import audit
 from routing.batches import again, item_batch, verdict_batch
-from routing.ledger import PREFIX, Ledger, Lost, OwnerDead, new_id
+from routing.ledger import PREFIX, Ledger, new_id
 from routing.messages import Claimed, decode_items
+from routing.refusals import Lost, OwnerDead
 from tests.ledgers import FIRST, SECOND, Clock, admit, field, joined, judged, photos, take, to_collector
 
 

@@ -58,7 +58,7 @@ def test_bad_profiles(change: tuple[str, str], words: str) -> None:
 
 def test_no_such_profile() -> None:
     """The error lists the profiles that there are."""
-    with pytest.raises(ConfigError, match="the project has .*demo"):
+    with pytest.raises(ConfigError, match=r"the project has .*demo"):
         load_profile("nobody")
 
 

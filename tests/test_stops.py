@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_engines import FaultEngine, load_positions
 from sklearn.metrics import matthews_corrcoef
 
 from configs.profile import Delivery, Profile, Tier
@@ -19,6 +18,7 @@ from routing.ledger import Ledger
 from routing.messages import Child, Item
 from routing.owner import Owner
 from routing.store import ServerPhotos
+from tests.fault_engines import FaultEngine, load_positions
 from workers.collector import CollectorStop
 from workers.stop import Progress
 from workers.tier import TierStop

@@ -2,16 +2,18 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
 
 import structlog
 from msgspec import Struct
 
 from configs.errors import MessageError
 from configs.profile import COLLECTOR, Profile
+from routing.answers import Claim, Standing
 from routing.batches import UNREADABLE_MS, again
-from routing.ledger import Claim, Lost, Standing
 from routing.messages import UNLABELLED, Claimed, Verdict, decode_verdicts
 from routing.owner import Owner
+from routing.refusals import Lost
 from routing.store import PhotoStore
 from workers.mcc import RollingMcc, cell
 from workers.stop import Progress, Stop
@@ -25,8 +27,8 @@ SUBNET = "subnet"
 SEEN = "seen/"
 OVERALL = "all"
 
-#: The windows over which MCC rolls; None is all time.
-WINDOWS = (100, 1000, None)
+#: The windows over which MCC rolls in memory; all time is the ledger's counters.
+WINDOWS = (100, 1000)
 
 #: Bytes of quarantined photos are kept this long for a replay.
 KEEP_QUARANTINED_S = 7 * 24 * 3600
@@ -62,22 +64,32 @@ class _Tally(Struct):
 
 
 class Windows:
-    """Rolling MCC in memory, O(1) a verdict, fed by what each commit released; one over each scope and window."""
+    """Rolling MCC in memory, O(1) a verdict, fed by what each commit released; one over each scope and window.
 
-    def __init__(self) -> None:
-        self._windows: dict[str, dict[int | None, RollingMcc]] = {}
+    Args:
+        load: a scope's last 1,000 cells in the ledger, asked once a scope: a new collector goes on there.
+    """
+
+    def __init__(self, load: Callable[[str], bytes]) -> None:
+        self._load = load
+        self._windows: dict[str, dict[int, RollingMcc]] = {}
 
     def extend(self, scope: str, cells: bytes) -> None:
-        """Appends cells as the ledger spells them."""
+        """Appends cells as the ledger spells them, which has them already."""
         if scope not in self._windows:
             self._windows[scope] = {window: RollingMcc(window) for window in WINDOWS}
+            cells = self._load(scope)
         known = cells.translate(_CELLS, b"-")
         for rolling in self._windows[scope].values():
             rolling.extend(known)
 
-    def get(self, scope: str, window: int | None) -> RollingMcc:
+    def get(self, scope: str, window: int) -> RollingMcc:
         """The rolling MCC of a scope that was extended."""
         return self._windows[scope][window]
+
+    def forget(self) -> None:
+        """After a commit whose reply was lost: what it released is only in the ledger."""
+        self._windows = {}
 
     def __contains__(self, scope: str) -> bool:
         return scope in self._windows
@@ -102,7 +114,7 @@ class CollectorStop(Stop):
         self._database = database
         self._store = store
         self._packed: dict[tuple[int, bool | None, str, str, bool], str] = {}
-        self.windows = Windows()
+        self.windows = Windows(owner.ledger.window)
         self._logged_s = time.monotonic()
 
     def work(self, claim: Claim) -> None:
@@ -168,6 +180,7 @@ class CollectorStop(Stop):
             )
         except Lost as lost:
             log.warning("commit refused", lost=len(lost.bids), batches=len(batches))
+            self.windows.forget()
             return
         for scope, cells in committed.released.items():
             self.windows.extend(scope, cells)

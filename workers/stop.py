@@ -8,9 +8,10 @@ from typing import TypeVar
 
 import structlog
 
-from routing.ledger import Claim, OwnerDead
+from routing.answers import Claim
 from routing.owner import Owner
 from routing.patience import patiently
+from routing.refusals import OwnerDead
 
 log = structlog.get_logger(__name__)
 

@@ -12,11 +12,12 @@ from msgspec.structs import replace
 from configs.errors import MessageError, PhotoError
 from configs.model import ModelSpec
 from configs.profile import Profile, Tier
+from routing.answers import Claim
 from routing.batches import UNREADABLE_MS, again, item_batch, verdict_batch
 from routing.decision import decide, settle_held, void, vote, with_vote
-from routing.ledger import Claim, Lost
 from routing.messages import Child, Claimed, Item, Verdict, decode_items
 from routing.owner import Owner
+from routing.refusals import Lost
 from workers.batcher import Batcher
 from workers.engines import Engine
 from workers.photos import LoadInputs

@@ -1,4 +1,4 @@
-"""Engines: one small file each, all alike. An engine turns prepared photos into raw scores, on one device, in one thread."""
+"""Engines, one small file each, all alike: prepared photos become raw scores, on one device, in one thread."""
 
 from collections.abc import Sequence
 from importlib import import_module
