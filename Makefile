@@ -7,7 +7,7 @@ FLOWER_PORT ?= 5555
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run up test lint types layers unit bench schema clean help
+.PHONY: run up test lint types layers unit bench clean help
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10

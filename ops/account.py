@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
+from configs.profile import Profile
 from producers.admitted import JournalReport
 from routing.ledger import Ledger
 from workers.mcc import Counts
@@ -22,6 +23,8 @@ class Baseline(Struct, frozen=True):
     counters: Mapping[str, int]
     #: All-time labelled verdicts by scope.
     scopes: Mapping[str, int]
+    #: By tier: scored, settled, escalated...
+    tallies: Mapping[str, Mapping[str, int]]
 
 
 class Account(Struct, frozen=True):
@@ -41,10 +44,12 @@ class Account(Struct, frozen=True):
         return not self.problems and self.admitted == self.verdicts + self.quarantined
 
 
-def baseline(ledger: Ledger) -> Baseline:
+def baseline(ledger: Ledger, profile: Profile) -> Baseline:
     """Takes down the counters before a run."""
     return Baseline(
-        counters=_counters(ledger), scopes={scope: labelled(ledger.totals(scope)) for scope in ledger.scopes()}
+        counters=_counters(ledger),
+        scopes={scope: labelled(ledger.totals(scope)) for scope in ledger.scopes()},
+        tallies=ledger.snapshot([tier.name for tier in profile.tiers]).tallies,
     )
 
 

@@ -79,7 +79,7 @@ def print_answer(path: Path, profile: Profile, deadline_s: float, *, as_json: bo
     except Full as full:
         raise ServerError(f"the fleet is full ({full}): try again, or add workers") from None
     Doorbells(make_app(address, profile)).ring(woken)
-    ledger.close(source, epoch)
+    ledger.close(source, epoch, 1)
     while (row := database.row(source, 0)) is None:
         if time.monotonic() - begun_s > deadline_s + _GRACE_S:
             raise ServerError(

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from configs.errors import DiskError
 from configs.profile import Profile
-from ops.account import Account, as_counts, ring_counts
+from ops.account import Account, Baseline, ring_counts
 from producers.admitted import JournalReport
 from routing.ledger import Ledger
 from workers.collector import OVERALL, SEEN, SUBNET
@@ -126,6 +126,7 @@ def quantile(histogram: dict[int, int], q: float) -> int | None:
 def make_report(
     *,
     account: Account,
+    before: Baseline,
     journals: Sequence[JournalReport],
     profile: Profile,
     ledger: Ledger,
@@ -137,8 +138,13 @@ def make_report(
     """Gathers a run's figures from its rows, the ledger's windows and the journal."""
     sources = [journal.header.source for journal in journals]
     recount = database.recount(sources)
-    tallies = ledger.snapshot([tier.name for tier in profile.tiers]).tallies
-    ring = ledger.window(OVERALL)
+    done = ledger.snapshot([tier.name for tier in profile.tiers]).tallies
+    # A user's own server may hold the verdicts of earlier runs.
+    tallies = {
+        tier: {name: n - before.tallies[tier].get(name, 0) for name, n in counts.items()}
+        for tier, counts in done.items()
+    }
+    ring = ledger.window(OVERALL, sources)
     seen = recount.get(SEEN + OVERALL, Counts())
     counted: dict[str, list[int]] = {}
     labels = 0
@@ -171,7 +177,7 @@ def make_report(
         mcc={
             "100": window_of(ring_counts(ring.replace(b"-", b"")[-100:])),
             "1000": window_of(ring_counts(ring)),
-            "all": window_of(as_counts(ledger.totals(OVERALL))),
+            "all": window_of(recount.get(OVERALL, Counts())),
         },
         sources={
             origin: OriginFigures(n, of_seen, c.tp, c.tn, c.fp, c.fn, c.mcc)
@@ -191,7 +197,7 @@ def make_report(
                 if scope.startswith(f"{SEEN}origin:")
             },
         ),
-        subnet=_subnet(ledger.window(SUBNET)),
+        subnet=subnet_figures(ledger.window(SUBNET, sources)),
         quarantine=database.reasons(sources),
         problems=account.problems,
         photos=Photos(spec, note, labels, list(counted)),
@@ -216,7 +222,8 @@ def write_report(report: Report, path: Path) -> None:
         raise DiskError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _subnet(ring: bytes) -> SubnetFigures:
+def subnet_figures(ring: bytes) -> SubnetFigures:
+    """The subnet's own score of a window's cells, voids being answers that never came."""
     score = SubnetScore()
     for mark in ring[-MCC_WINDOW:].decode():
         if mark == "-":

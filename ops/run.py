@@ -93,11 +93,11 @@ def run(photos: str, profile_name: str, *, limit: int | None, flower_port: int |
     with ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts().heeded())
         stack.enter_context(RunLock(command=f"natix-fleet run --photos {photos}"))
-        address = _server(stack, console)
+        address, server = _server(stack, console)
         client = address.connect()
         require_server(client)
         ledger = Ledger(client)
-        before = baseline(ledger)
+        before = baseline(ledger, profile)
         url = f"sqlite:///{(RUN_FOLDER / 'verdicts.db').absolute()}"
         run_id = new_id()[:8]
         env = {DATABASE: url}
@@ -123,7 +123,7 @@ def run(photos: str, profile_name: str, *, limit: int | None, flower_port: int |
         if source.note:
             console.print(f"photos: {source.note}")
         supervisor = stack.enter_context(Supervisor(children))
-        watch = _Watch(supervisor, Display(console, source.total, look(ledger, profile)), interrupts)
+        watch = _Watch(supervisor, server, Display(console, source.total, look(ledger, profile)), interrupts)
         try:
             seconds = watch.until_done(lambda: look(ledger, profile))
         finally:
@@ -137,6 +137,7 @@ def run(photos: str, profile_name: str, *, limit: int | None, flower_port: int |
             account = settle_account(journals, database, ledger, before)
             report = make_report(
                 account=account,
+                before=before,
                 journals=journals,
                 profile=profile,
                 ledger=ledger,
@@ -151,7 +152,7 @@ def run(photos: str, profile_name: str, *, limit: int | None, flower_port: int |
     return _status(report, account.balanced, interrupted=interrupts.count > 0)
 
 
-def _server(stack: ExitStack, console: Console) -> ServerAddress:
+def _server(stack: ExitStack, console: Console) -> tuple[ServerAddress, EmbeddedServer | None]:
     """The user's server when REDIS_URL names one, else an embedded one with a fresh folder."""
     try:
         shutil.rmtree(RUN_FOLDER, ignore_errors=True)
@@ -161,11 +162,11 @@ def _server(stack: ExitStack, console: Console) -> ServerAddress:
     if os.environ.get("REDIS_URL") or os.environ.get("REDIS_URL_FILE"):
         address = address_from_environment()
         console.print(f"server: yours, {address.redacted}")
-        return address
+        return address, None
     server = EmbeddedServer(RUN_FOLDER / "server")
     stack.enter_context(server)
     console.print(f"server: embedded, {server.address.redacted}, fsync always")
-    return server.address
+    return server.address, server
 
 
 def _status(report: Report, balanced: bool, *, interrupted: bool) -> int:
@@ -177,9 +178,12 @@ def _status(report: Report, balanced: bool, *, interrupted: bool) -> int:
 class _Watch:
     """Watches a run until every admitted photo ended, or will not end any more."""
 
-    def __init__(self, supervisor: Supervisor, display: Display, interrupts: Interrupts) -> None:
+    def __init__(
+        self, supervisor: Supervisor, server: EmbeddedServer | None, display: Display, interrupts: Interrupts
+    ) -> None:
         self.display = display
         self._supervisor = supervisor
+        self._server = server
         self._interrupts = interrupts
 
     def until_done(self, look_now: Callable[[], Progress]) -> float:
@@ -216,6 +220,8 @@ class _Watch:
             time.sleep(POLL_INTERVAL_S)
 
     def _poll(self) -> None:
+        if self._server:
+            self._server.revive()
         for event in self._supervisor.poll():
             if event.child != PRODUCER and event.what in ("exited", "restarts", "given up"):
                 log.warning("child", name=event.child, what=event.what, detail=event.detail)

@@ -221,6 +221,19 @@ class EmbeddedServer:
             self._process = None
         self._lock.release()
 
+    def revive(self) -> bool:
+        """Starts it again under the same URL, with the data that it wrote, if it died; whether it had.
+
+        Raises:
+            FleetError: as start().
+        """
+        if self.pid is not None:
+            return False
+        self.kill()
+        self.start()
+        structlog.get_logger().warning("server died and was started again", port=self._port)
+        return True
+
     def write_url(self, path: Path) -> None:
         """Leaves the URL in a file that only its owner can read (see routing.address.SERVER_URL_FILE).
 

@@ -47,7 +47,7 @@ def up(profile_name: str, flower_port: int | None) -> None:
         stack.enter_context(
             RunLock(UP_FOLDER / "lock", command=f"natix-fleet up --profile {profile_name}", what="fleet")
         )
-        address = _address(stack)
+        address, server = _server(stack)
         require_server(address.connect())
         flower = flower_command(address, flower_port) if flower_port else None
         env = {DATABASE: database_url(profile)}
@@ -55,17 +55,26 @@ def up(profile_name: str, flower_port: int | None) -> None:
         click.echo(f"fleet {profile.name!r} on {address.redacted}; logs in {UP_FOLDER}; Ctrl-C drains", err=True)
         if flower:
             click.echo(f"Flower: {flower.url} (user {flower.user}, password {flower.password})", err=True)
-        supervisor.run(_say)
+
+        def tend(events: Sequence[Event]) -> None:
+            if server:
+                server.revive()
+            for event in events:
+                log.info("child", name=event.child, what=event.what, detail=event.detail)
+
+        supervisor.run(tend)
 
 
-def _address(stack: ExitStack) -> ServerAddress:
+def _server(stack: ExitStack) -> tuple[ServerAddress, EmbeddedServer | None]:
+    """The environment's server, or an embedded one that is ours to look after."""
     named = any(os.environ.get(name) for name in ("REDIS_URL", "REDIS_URL_FILE"))
     if named or SERVER_URL_FILE.exists():
         address = address_from_environment()
         if named or _is_there(address):
-            return address
+            return address, None
         log.warning("its server is gone: a new one takes its place", file=str(SERVER_URL_FILE))
-    return _embedded(stack, SERVER_FOLDER, 0, "always").address
+    server = _embedded(stack, SERVER_FOLDER, 0, "always")
+    return server.address, server
 
 
 def _is_there(address: ServerAddress) -> bool:
@@ -90,11 +99,6 @@ def _embedded(stack: ExitStack, folder: Path, port: int, fsync: Literal["always"
     return server
 
 
-def _say(events: Sequence[Event]) -> None:
-    for event in events:
-        log.info("child", name=event.child, what=event.what, detail=event.detail)
-
-
 def serve_server(folder: Path, port: int, fsync: Literal["always", "everysec"]) -> None:
     """The embedded server until SIGTERM or Ctrl-C.
 
@@ -107,7 +111,8 @@ def serve_server(folder: Path, port: int, fsync: Literal["always", "everysec"]) 
     with ExitStack() as stack:
         server = _embedded(stack, folder, port, fsync)
         click.echo(f"server on {server.address.redacted}; its URL is in {SERVER_URL_FILE}", err=True)
-        while not ending and server.pid is not None:
+        while not ending:
+            server.revive()
             time.sleep(0.2)
 
 

@@ -64,6 +64,7 @@ class Admission:
         self._lane: Lane = lane
         self._go_on = go_on
         self._epoch = 0
+        self._max_bytes = 0
         self._said_full_s = 0.0
         #: Seconds spent waiting at the admission bound.
         self.waited_s = 0.0
@@ -72,11 +73,29 @@ class Admission:
     def open(self) -> int:
         """Opens the source; the position to read on from: whatever the ledger or the journal lacks."""
         self._epoch, self.offset = patiently(lambda: self._ledger.open(self.source, self._lane), self._go_on)
+        self._max_bytes = self._profile.admission.max_bytes
+        if self._store.in_server and (memory := patiently(self._ledger.maxmemory_bytes, self._go_on)):
+            # Photos may fill half of the server's memory: what frees it must always find room to work.
+            self._max_bytes = min(self._max_bytes, memory // 2)
         return min(self.offset, self.journal.end)
 
     def close(self) -> None:
-        """Nothing more will come."""
-        patiently(lambda: self._ledger.close(self.source, self._epoch), self._go_on)
+        """Nothing more will come.
+
+        Raises:
+            Misplaced: the server went back in time since: read on from its offset.
+            BusyError: somebody else produces this source since.
+        """
+        try:
+            patiently(lambda: self._ledger.close(self.source, self._epoch, self.offset), self._go_on)
+        except Misplaced as misplaced:
+            self.offset = misplaced.offset
+            raise
+        except Zombie:
+            raise self._superseded() from None
+
+    def _superseded(self) -> BusyError:
+        return BusyError(f"source {self.source!r} was opened by another producer: this one stops")
 
     def admit(self, items: Sequence[Item], photos: Sequence[bytes], bad: Mapping[int, tuple[str, str]]) -> bool:
         """Admits consecutive positions, waiting as long as the fleet is full.
@@ -124,7 +143,6 @@ class Admission:
         if bad:
             voids = [void(i, INTAKE, now_ms, *bad[i.position]) for i in items if i.position in bad]
             children.append(verdict_batch(voids, self._lane))
-        bounds = self._profile.admission
         while True:
             try:
                 woken = patiently(
@@ -136,8 +154,8 @@ class Admission:
                         self._lane,
                         children,
                         stored=[position for position, _ in stored] if in_server else [],
-                        max_items=bounds.max_items,
-                        max_bytes=bounds.max_bytes,
+                        max_items=self._profile.admission.max_items,
+                        max_bytes=self._max_bytes,
                     ),
                     self._go_on,
                 )
@@ -151,7 +169,7 @@ class Admission:
                 self.offset = misplaced.offset
                 raise
             except Zombie:
-                raise BusyError(f"source {self.source!r} was opened by another producer: this one stops") from None
+                raise self._superseded() from None
             else:
                 self._doorbells.ring(woken)
                 return True

@@ -80,12 +80,12 @@ class Feed:
         while True:
             try:
                 self._feed_from(start)
+                if not self._ending.is_set():
+                    self._admission.close()
             except Misplaced as misplaced:
                 start = min(misplaced.offset, self._admission.journal.end)
             else:
-                break
-        if not self._ending.is_set():
-            self._admission.close()
+                return
 
     def _feed_from(self, start: int) -> None:
         ahead: queue.Queue[Future[_Entry] | Exception | None] = queue.Queue(_AHEAD)

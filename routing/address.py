@@ -6,6 +6,7 @@ when an option is left out. Everybody who opens a connection asks here.
 
 import os
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -263,6 +264,10 @@ def address_from_environment(
     if url := environ.get("REDIS_URL"):
         return parse_address(url, "REDIS_URL")
     named = environ.get("REDIS_URL_FILE")
+    # honcho starts a Procfile's lines all at once: its workers wait until the server there has written its URL.
+    wait_until_s = time.monotonic() + float(environ.get("NATIX_FLEET_WAIT_S", "0"))
+    while not named and not url_file.exists() and time.monotonic() < wait_until_s:
+        time.sleep(0.1)
     origin, path = ("REDIS_URL_FILE", Path(named)) if named else (str(url_file), url_file)
     try:
         return parse_address(path.read_text(encoding="utf-8"), origin)

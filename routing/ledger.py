@@ -65,10 +65,17 @@ class Ledger:
         reply = self._scripts["open"](args=(source, lane))
         return int(reply[0]), int(reply[1])
 
-    def close(self, source: str, epoch: int) -> None:
-        """Nothing more will come from this source. Raises Zombie."""
-        if self._run("close", source, epoch)[0] == "zombie":
+    def close(self, source: str, epoch: int, end: int) -> None:
+        """Nothing more will come from this source, which ends before position ``end``.
+
+        Raises:
+            Zombie, or Misplaced: the server went back in time since the last admit.
+        """
+        answer, rest = self._run("close", source, epoch, end)
+        if answer == "zombie":
             raise Zombie
+        if answer == "at":
+            raise Misplaced(int(rest[0]))
 
     def admit(
         self,
@@ -286,6 +293,14 @@ class Ledger:
         """Takes voids out of quarantine for good, bytes and all; how many were there."""
         return int(self._run("drop", *ids)[1][0])
 
+    def maxmemory_bytes(self) -> int:
+        """The server's memory bound; 0: it has none, or does not tell."""
+        try:
+            memory: Any = self.server.info("memory")
+        except redis.exceptions.NoPermissionError:
+            return 0
+        return int(memory.get("maxmemory", 0))
+
     def snapshot(self, tiers: Sequence[str]) -> Snapshot:
         """Counts for people; not atomic over its parts."""
         pipe = self.server.pipeline(transaction=False)
@@ -296,21 +311,22 @@ class Ledger:
         named = {name: _counts(tally) for name, tally in zip((*tiers, COLLECTOR), tallies, strict=True)}
         return Snapshot(use=_counts(use), account=_counts(account), tallies=named, owners=owners)
 
-    def window(self, scope: str) -> bytes:
-        """The last 1,000 cells of a scope, oldest first: b"0" tn, b"1" fp, b"2" fn, b"3" tp, b"-" a void."""
+    def window(self, scope: str, sources: Sequence[str] = ()) -> bytes:
+        """The last 1,000 cells of a scope, oldest first: b"0" tn, b"1" fp, b"2" fn, b"3" tp, b"-" a void.
+
+        With ``sources`` only the cells of these among them.
+        """
         entries: Any = self.server.lrange(PREFIX + "win:" + scope, 0, -1)
-        return b"".join([entry.partition(b"|")[0] for entry in entries])[-WINDOW:]
+        cells = b"".join([entry.partition(b"|")[0] for entry in entries])[-WINDOW:]
+        if not sources:
+            return cells
+        ids = _ids(entries)
+        return bytes([cell for cell, id_ in zip(cells, ids, strict=True) if id_.rpartition(":")[0] in sources])
 
     def ring(self, scope: str) -> list[str]:
         """The ids (source:position) behind the cells of window()."""
         entries: Any = self.server.lrange(PREFIX + "win:" + scope, 0, -1)
-        ids: list[str] = []
-        for entry in entries:
-            for run in entry.partition(b"|")[2].decode().split("\n"):
-                source, _, span = run.rpartition(":")
-                first, _, count = span.partition("+")
-                ids += [f"{source}:{position}" for position in range(int(first), int(first) + int(count))]
-        return ids[-WINDOW:]
+        return _ids(entries)
 
     def scopes(self) -> list[str]:
         """Every scope that a verdict counted in."""
@@ -328,6 +344,17 @@ def _in_order(standing: Standing) -> Standing:
     positions = standing.positions
     order = sorted(range(len(positions)), key=positions.__getitem__)
     return replace(standing, positions=[positions[i] for i in order], packed=[standing.packed[i] for i in order])
+
+
+def _ids(entries: Sequence[bytes]) -> list[str]:
+    """The ids behind a window's entries, which are `cells|S:first+count...`."""
+    ids: list[str] = []
+    for entry in entries:
+        for run in entry.partition(b"|")[2].decode().split("\n"):
+            source, _, span = run.rpartition(":")
+            first, _, count = span.partition("+")
+            ids += [f"{source}:{position}" for position in range(int(first), int(first) + int(count))]
+    return ids[-WINDOW:]
 
 
 def _script(server: redis.Redis, layout: str, path: Path) -> Any:

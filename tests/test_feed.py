@@ -214,3 +214,35 @@ def test_a_loop_goes_on_counting() -> None:
     """The second pass over a source has new positions and the same photos."""
     photos = Looped(Photos(3)).photos(2)
     assert [next(photos).name for _ in range(5)] == ["2", "0", "1", "2", "0"]
+
+
+def test_a_rollback_after_the_last_photo_is_noticed(line: Line) -> None:
+    """A producer whose server went back in time behind its back feeds again before it says that it is done."""
+
+    class Forgetful(Photos):
+        def photos(self, start: int) -> Iterator[Photo]:
+            yield from super().photos(start)
+            if len(self.starts) == 1:
+                deadline_s = time.monotonic() + 5
+                while line.admitted() < 10 and time.monotonic() < deadline_s:
+                    time.sleep(0.005)
+                line.client.hset("{nf}:src:s-1", "offset", 0)
+                line.client.delete(*[key for key in line.client.keys("{nf}:*") if b"src:" not in key])
+
+    source = Forgetful(10)
+    line.feed(source)
+    assert source.starts == [0, 0]
+    assert line.positions() == list(range(10))
+    assert read_journal(line.folder / "s-1.jsonl").end == 10
+
+
+def test_photos_fill_half_of_the_servers_memory(line: Line) -> None:
+    """The bound on stored bytes is the profile's, or half of maxmemory where that is less."""
+    line.client.config_set("maxmemory", 100_000_000)
+    try:
+        with line.journal() as journal:
+            admission = line.admission(journal)
+            admission.open()
+            assert admission._max_bytes == 50_000_000
+    finally:
+        line.client.config_set("maxmemory", 0)

@@ -55,7 +55,7 @@ def test_admit_refuses_a_zombie(ledger: Ledger) -> None:
     with pytest.raises(Zombie):
         offer(ledger, epoch, 0, 3)
     with pytest.raises(Zombie):
-        ledger.close("s", epoch)
+        ledger.close("s", epoch, 0)
 
 
 def test_admit_refuses_an_unopened_source(ledger: Ledger) -> None:
@@ -113,10 +113,18 @@ def test_admit_refuses_batches_that_do_not_hold_its_positions(ledger: Ledger, re
     assert audit(redis_client).items == 0
 
 
+def test_close_refuses_a_source_that_stands_elsewhere(ledger: Ledger) -> None:
+    """Expects a producer that is done to hear that the server went back in time behind it."""
+    epoch, _ = ledger.open("s", "bulk")
+    with pytest.raises(Misplaced) as caught:
+        ledger.close("s", epoch, 3)
+    assert caught.value.offset == 0
+
+
 def test_a_closed_source_is_open_again_after_open(ledger: Ledger, redis_client: redis.Redis) -> None:
     """Expects close to be written down, and open to take it back."""
     epoch, _ = ledger.open("s", "bulk")
-    ledger.close("s", epoch)
+    ledger.close("s", epoch, 0)
     assert redis_client.hexists(PREFIX + "src:s", "closed")
     ledger.open("s", "bulk")
     assert not redis_client.hexists(PREFIX + "src:s", "closed")

@@ -59,7 +59,7 @@ def test_a_full_server_admits_nothing_and_finishes_everything(ledger: Ledger, fu
         other, take(ledger, other, SECOND), [verdict_batch([judged(item) for item in photos("s", 0, 4)], "bulk")]
     )
     assert collect(ledger, other).released["all"] == b"3333"
-    ledger.close("s", epoch)
+    ledger.close("s", epoch, 4)
     assert ledger.drop(["void:0"]) == 1
     audit(full).raise_for_problems()
     assert full.hget(PREFIX + "src:s", "offset") == b"4"

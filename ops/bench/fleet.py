@@ -49,7 +49,7 @@ def measure(server: EmbeddedServer, folder: Path, settings: Settings) -> Measure
     profile = bench_profile(settings.batch_items)
     client = server.address.connect()
     ledger = Ledger(client)
-    before = baseline(ledger)
+    before = baseline(ledger, profile)
     with started(
         {name: [sys.executable, "-m", "ops.bench.fleet", name] for name in names}, env, folder, READY_FILE
     ) as pids:
