@@ -7,8 +7,6 @@ from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from configs.errors import SourceError, UsageError
 from configs.profile import Profile
@@ -23,12 +21,10 @@ from workers.verdicts import VerdictDatabase
 
 
 def list_voids(profile: Profile, reason: str, limit: int) -> None:
-    """Prints quarantined photos, latest first."""
-    table = Table("id", "stop", "reason", "detail")
+    """Prints quarantined photos, latest first: a line each of id, stop, reason and detail, with tabs between them."""
     with VerdictDatabase(database_url(profile), create=False) as database:
         for row in database.quarantined(reason=reason, limit=limit):
-            table.add_row(f"{row['source']}:{row['position']}", row["tier"], row["reason"], row["detail"])
-    Console(highlight=False).print(table)
+            click.echo("\t".join([f"{row['source']}:{row['position']}", row["tier"], row["reason"], row["detail"]]))
 
 
 def show_void(profile: Profile, image_id: str) -> None:
