@@ -72,6 +72,8 @@ class Collector(Struct, frozen=True, forbid_unknown_fields=True):
     late_after_s: Seconds = 120.0
     #: Verdicts in one database transaction at most.
     max_batch: Positive = 4096
+    #: After a transaction that was not full, verdicts gather for this long: each costs a flush of the disk.
+    linger_ms: Annotated[float, Meta(ge=0, le=1000)] = 10.0
 
 
 class Tier(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

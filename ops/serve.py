@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 READY_FILE = "NATIX_FLEET_READY_FILE"
 #: Overrides the profile's verdict database.
 DATABASE = "NATIX_FLEET_DATABASE"
+#: One decodes while the other waits for the disk.
+COLLECTOR_THREADS = 2
 
 
 def database_url(profile: Profile) -> str:
@@ -94,8 +96,7 @@ def serve_collector(profile: Profile) -> None:
     stop = CollectorStop(profile, database, open_store(profile.photos.store, client), owner, progress)
     owner.start()
     try:
-        # One thread: SQLite takes one writer, and windows move in order.
-        run_celery(app, stop, 1, _say_ready)
+        run_celery(app, stop, COLLECTOR_THREADS, _say_ready)
     finally:
         owner.stop()
         database.close()

@@ -1,5 +1,6 @@
 """The collector: verdicts into the database, then their commit in the ledger, in which the windows move."""
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -110,12 +111,16 @@ class CollectorStop(Stop):
         self, profile: Profile, database: VerdictDatabase, store: PhotoStore, owner: Owner, progress: Progress
     ) -> None:
         super().__init__(COLLECTOR, profile.collector.max_batch, owner, progress)
+        self.linger_s = profile.collector.linger_ms / 1000
         self._profile = profile
         self._database = database
         self._store = store
         self._packed: dict[tuple[int, bool | None, str, str, bool], str] = {}
         self.windows = Windows(owner.ledger.window)
         self._logged_s = time.monotonic()
+        self._writing = threading.Lock()
+        #: The windows in memory follow the ledger's only if releases are taken in in the order of commits.
+        self._committing = threading.Lock()
 
     def work(self, claim: Claim) -> None:
         """Database first, then commit: a crash between the two repeats the insert, which changes nothing."""
@@ -132,7 +137,9 @@ class CollectorStop(Stop):
             rows += [(verdict, batch.gen) for verdict in verdicts]
         if not batches:
             return
-        self._database.write(rows)
+        # While one thread waits for the disk, another decodes; the database takes one writer.
+        with self._writing:
+            self._database.write(rows)
         self.progress.moved()
         self._commit(claim, batches, [verdict for verdict, _ in rows])
 
@@ -166,13 +173,21 @@ class CollectorStop(Stop):
             Standing(source, t.positions, t.packed, t.replays, t.voids, t.stored, t.kept)
             for source, t in tallies.items()
         ]
+        with self._committing:
+            self._move_windows(claim, batches, standings, len(verdicts) - quarantined, quarantined)
+        for standing in standings:
+            self._store.drop(standing.source, standing.stored)
+
+    def _move_windows(
+        self, claim: Claim, batches: list[Claimed], standings: list[Standing], verdicts: int, quarantined: int
+    ) -> None:
         try:
             committed = self.patiently(
                 lambda: self.owner.ledger.commit(
                     claim.owner,
                     batches,
                     standings,
-                    verdicts=len(verdicts) - quarantined,
+                    verdicts=verdicts,
                     quarantined=quarantined,
                     late_after_ms=round(self._profile.collector.late_after_s * 1000),
                     keep_s=KEEP_QUARANTINED_S,
@@ -184,8 +199,6 @@ class CollectorStop(Stop):
             return
         for scope, cells in committed.released.items():
             self.windows.extend(scope, cells)
-        for standing in standings:
-            self._store.drop(standing.source, standing.stored)
         self._log()
 
     def _pack(self, verdict: Verdict) -> str:

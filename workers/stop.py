@@ -22,11 +22,10 @@ T = TypeVar("T")
 SHIFT_S = 2.0
 
 #: One thread of a process attends its stop: dry, it looks again this often for this long before its task ends, and says
-#: so in the
-#: ledger, so that nobody rings. A doorbell costs 2 ms of CPU over both sides, a look 0.15 ms.
+#: so in the ledger, so that nobody rings. A doorbell costs 2 ms of CPU over both sides, a look 0.15 ms.
 LOOK_EVERY_S = 0.002
 IDLE_S = 0.02
-ATTEND_MS = 10
+ATTEND_MS = 20
 
 
 class Progress:
@@ -69,6 +68,8 @@ class Stop(ABC):
         self.progress = progress
         #: Set when the process is told to end: tasks stop after the claim in hand.
         self.ending = threading.Event()
+        #: After a claim that was not full, ready batches gather for this long.
+        self.linger_s = 0.0
         self._attendant = threading.Lock()
 
     @abstractmethod
@@ -99,6 +100,8 @@ class Stop(ABC):
                     self.owner.doorbells.ring([self.name])
                 self._work(claim)
                 worked += len(claim.batches)
+                if self.linger_s and sum(batch.n for batch in claim.batches) < self.max_items:
+                    time.sleep(self.linger_s)
                 worked_s = time.monotonic()
         finally:
             if attending:
