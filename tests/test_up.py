@@ -141,7 +141,7 @@ def test_quarantine_shows_refuses_and_drops(box: Box) -> None:
 def test_verdicts_can_be_taken_away(box: Box) -> None:
     """Every image's row is in the exported file."""
     assert "13 verdicts written" in box.command("verdicts", "export", "out.parquet")
-    table = pq.read_table(box.folder / "out.parquet")  # type: ignore[no-untyped-call]
+    table = pq.read_table(box.folder / "out.parquet")
     assert table.num_rows == 13
     assert {"source", "position", "p", "label", "tier", "votes", "sha256"} <= set(table.column_names)
 
