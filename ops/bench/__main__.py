@@ -16,6 +16,7 @@ from configs.errors import DiskError, FleetError
 from ops.bench import celery_plain, fleet
 from ops.bench.processes import Measured
 from ops.lock import RunLock
+from ops.run import LOG_WIDTH
 from ops.server import EmbeddedServer
 from routing.logs import configure_logging
 
@@ -41,24 +42,30 @@ class Row(Struct, frozen=True):
 
 
 class Bench:
-    """Runs of both sides, each with a clean server and folder of its own."""
+    """Runs of both sides on one server, emptied before each, with a clean folder."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, server: EmbeddedServer) -> None:
         self._console = console
+        self._server = server
 
     def plain(self, images: int, pool: str, prefetch: int) -> Measured:
         """Plain Celery."""
-        with _server() as server:
-            measured = celery_plain.measure(server, FOLDER, images, pool, prefetch)
+        measured = celery_plain.measure(self._server, self._clean(), images, pool, prefetch)
         self._say(f"plain Celery, {pool}, prefetch {prefetch}", measured)
         return measured
 
     def ours(self, images: int, batch_items: int) -> Measured:
         """The fleet."""
-        with _server() as server:
-            measured = fleet.measure(server, FOLDER, fleet.Settings(images, batch_items))
+        measured = fleet.measure(self._server, self._clean(), fleet.Settings(images, batch_items))
         self._say(f"natix-fleet, {batch_items} items a batch", measured)
         return measured
+
+    def _clean(self) -> Path:
+        self._server.address.connect().flushall()
+        run = FOLDER / "run"
+        shutil.rmtree(run, ignore_errors=True)
+        run.mkdir()
+        return run
 
     def _say(self, what: str, measured: Measured) -> None:
         self._console.print(
@@ -67,10 +74,16 @@ class Bench:
         )
 
 
-def _server() -> EmbeddedServer:
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir(parents=True)
-    return EmbeddedServer(FOLDER / "server", fsync="everysec")
+def _pairs(
+    bench: Bench, console: Console, images: int, plain_images: int, runs: int, batch_items: int
+) -> list[tuple[Measured, Measured]]:
+    """Finds plain Celery's best settings, then runs both sides in turn."""
+    plain_images -= plain_images % celery_plain.REPORT_EVERY
+    short = max(500, plain_images // 5)
+    tried = {(pool, n): bench.plain(short, pool, n).images_per_s for pool in POOLS for n in PREFETCHES}
+    pool, prefetch = max(tried, key=lambda setting: tried[setting])
+    console.print(f"plain Celery is best with {pool}, prefetch {prefetch}")
+    return [(bench.ours(images, batch_items), bench.plain(plain_images, pool, prefetch)) for _ in range(runs)]
 
 
 @click.command()
@@ -85,17 +98,12 @@ def _server() -> EmbeddedServer:
 def bench(images: int, plain_images: int, runs: int, batch_items: int) -> None:
     """Measures delivery: references only, null engine, two tiers to verdict, windows and rows."""
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
     with RunLock(Path("var/bench.lock"), what="benchmark"):
-        run = Bench(console)
-        plain_images -= plain_images % celery_plain.REPORT_EVERY
-        tried = {
-            (pool, prefetch): run.plain(max(500, plain_images // 5), pool, prefetch).images_per_s
-            for pool in POOLS
-            for prefetch in PREFETCHES
-        }
-        pool, prefetch = max(tried, key=lambda setting: tried[setting])
-        console.print(f"plain Celery is best with {pool}, prefetch {prefetch}")
-        pairs = [(run.ours(images, batch_items), run.plain(plain_images, pool, prefetch)) for _ in range(runs)]
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        with EmbeddedServer(FOLDER / "server", fsync="everysec") as server:
+            pairs = _pairs(Bench(console, server), console, images, plain_images, runs, batch_items)
     ours = statistics.median(mine.images_per_s for mine, _ in pairs)
     against = statistics.median(theirs.images_per_s for _, theirs in pairs)
     ratio = statistics.median(mine.images_per_s / theirs.images_per_s for mine, theirs in pairs)
