@@ -206,11 +206,12 @@ def quarantine_replay(image_ids: tuple[str, ...], profile_name: str) -> None:
 
 @quarantine.command("drop")
 @click.argument("image_ids", nargs=-1, required=True)
-def quarantine_drop(image_ids: tuple[str, ...]) -> None:
+@profile_option
+def quarantine_drop(image_ids: tuple[str, ...], profile_name: str) -> None:
     """Forgets the bytes of IMAGE_IDS for good; their rows stay."""
     from ops.quarantine import drop
 
-    drop(image_ids)
+    drop(load_profile(profile_name), image_ids)
 
 
 def main() -> None:

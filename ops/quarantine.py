@@ -85,21 +85,26 @@ def replay(profile: Profile, image_ids: Sequence[str]) -> None:
             click.echo(f"{image_id}: on its way to {first}")
 
 
-def drop(image_ids: Sequence[str]) -> None:
-    """Takes photos out of quarantine for good.
+def drop(profile: Profile, image_ids: Sequence[str]) -> None:
+    """Takes photos out of quarantine for good, their bytes too, wherever the profile keeps them.
 
     Raises:
         UsageError: one of them is no image id; none was dropped.
         SourceError: one of them was not there; the others are dropped.
     """
-    for image_id in image_ids:
-        _split(image_id)
+    places = {image_id: _split(image_id) for image_id in image_ids}
     client = address_from_environment().connect()
     require_server(client)
-    dropped = Ledger(client).drop(image_ids)
-    click.echo(f"{dropped} of {len(image_ids)} dropped")
-    if dropped < len(image_ids):
-        raise SourceError(f"{len(image_ids) - dropped} of {len(image_ids)} were not in quarantine")
+    ledger, store = Ledger(client), open_store(profile.photos.store, client)
+    dropped = 0
+    for image_id, (source, position) in places.items():
+        # The bytes of a photo that is on its way, or was sent on it once more, stay.
+        if ledger.drop([image_id]):
+            store.drop(source, [position])
+            dropped += 1
+    click.echo(f"{dropped} of {len(places)} dropped")
+    if dropped < len(places):
+        raise SourceError(f"{len(places) - dropped} of {len(places)} were not in quarantine")
 
 
 def _split(image_id: str) -> tuple[str, int]:

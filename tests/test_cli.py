@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from configs.errors import (
     BusyError,
@@ -26,7 +27,9 @@ from configs.errors import (
 from ops.ask import _print
 from ops.lock import RunLock
 from ops.server import EmbeddedServer
+from routing.ledger import PREFIX
 from routing.messages import Item, Verdict, Vote
+from routing.store import FilePhotos
 from workers.verdicts import VerdictDatabase
 
 ROOT = Path(__file__).parents[1]
@@ -379,3 +382,21 @@ def test_no_failure_has_pythons_own_status(failure: str, status: int, words: str
     done = run(sys.executable, "-c", code + "run_command(click.command(f))")
     assert done.returncode == status
     assert words in done.stderr
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["in quarantine", "on its way"])
+def test_a_dropped_photo_leaves_the_profiles_store(
+    here: Path, server: EmbeddedServer, redis_client: Redis, kept: bool
+) -> None:
+    """Drop deletes a quarantined photo's bytes from a folder store too; not those of one on its way."""
+    store = FilePhotos(f"file://{here}/store")
+    store.put("s", [(3, b"bytes"), (4, b"others")])
+    if kept:
+        redis_client.sadd(PREFIX + "quarantine", "s:3")
+    (here / "mine.toml").write_text(f'{PROFILE}[photos]\nstore = "file://{here}/store"\n')
+    done = run(*FLEET, "quarantine", "drop", "s:3", "--profile", "mine.toml", REDIS_URL=server.url)
+    assert done.returncode == (0 if kept else SourceError.exit_status), done.stderr
+    assert f"{int(kept)} of 1 dropped" in done.stdout
+    assert sorted(path.name for path in (here / "store/s").iterdir()) == ["000000000003.jpg"] * (not kept) + [
+        "000000000004.jpg"
+    ]
