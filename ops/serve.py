@@ -6,7 +6,7 @@ from pathlib import Path
 import redis
 import structlog
 
-from configs.errors import ServerError
+from configs.errors import DiskError
 from configs.profile import Profile
 from routing.address import ServerAddress, address_from_environment
 from routing.broker import Doorbells, make_app, stops
@@ -114,5 +114,7 @@ def _say_ready() -> None:
         try:
             Path(path).write_text(f"{os.getpid()}\n")
         except OSError as error:
-            raise ServerError(f"cannot write {path}: {error.strerror}") from error
+            # In one of Celery's signals, which would swallow an exception.
+            log.critical("cannot write the ready file", path=path, error=error.strerror)
+            os._exit(DiskError.exit_status)
     log.info("taking work")

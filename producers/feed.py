@@ -118,6 +118,7 @@ class Feed:
 
         begun_s, position = time.monotonic(), start
         with ThreadPoolExecutor(_INTAKE_THREADS, thread_name_prefix="intake") as pool:
+            end: Exception | None = RuntimeError("the reader ended")
             try:
                 for photo in self._source.photos(start):
                     if self._pace.rate:
@@ -127,10 +128,12 @@ class Feed:
                     if self._ending.is_set() or not hand(pool.submit(self._entry, photo, position)):
                         break
                     position += 1
+                end = None
             except Exception as error:  # noqa: BLE001 - raised again where the batches are closed
-                hand(error)
-            else:
-                hand(None)
+                end = error
+            finally:
+                # Whatever ended it, the batches must not wait for more.
+                hand(end)
 
     def _entry(self, photo: Photo, position: int) -> _Entry:
         """Intake of one photo: what is stored, or why it cannot be."""

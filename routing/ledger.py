@@ -141,9 +141,16 @@ class Ledger:
         self._run("leave", owner)
 
     def claim(
-        self, stop: str, owner: str, token: str, max_items: int, bulk_share: float = 0.2, attend_ms: int = -1
+        self,
+        stop: str,
+        owner: str,
+        token: str,
+        max_items: int,
+        bulk_share: float = 0.2,
+        attend_ms: int = -1,
+        busy_ms: int = -1,
     ) -> Claim:
-        """Takes the oldest ready batches of a stop, up to ``max_items`` (at least one batch).
+        """Takes the oldest ready batches of one lane of a stop, up to ``max_items`` (at least one batch).
 
         Asked again under its token it returns the same batches.
 
@@ -153,14 +160,15 @@ class Ledger:
             token: new for each claim.
             max_items: items at most.
             bulk_share: share of claims, while both lanes wait, that serve bulk first.
-            attend_ms: the caller looks again within so long, and need not be rung until then; 0: it does not;
-                negative: leaves that as it is.
+            attend_ms: when the stop is dry the caller looks again within so long, and need not be rung until then;
+                0: it does not say; negative: leaves that as it is.
+            busy_ms: the same, when it gets something to work on first.
 
         Raises:
             OwnerDead.
         """
         bulk_percent = round(bulk_share * 100)
-        answer, rest = self._run("claim", self._now(), stop, owner, token, max_items, bulk_percent, attend_ms)
+        answer, rest = self._run("claim", self._now(), stop, owner, token, max_items, bulk_percent, attend_ms, busy_ms)
         if answer == "dead":
             raise OwnerDead
         batches = [
@@ -176,8 +184,9 @@ class Ledger:
                 blob=blob,
                 n=int(n),
                 stored_bytes=int(stored_bytes),
+                came_from=came_from.decode(),
             )
-            for bid, lane, order, gen, claims, apart, deaths, blob, n, stored_bytes in rest[2:]
+            for bid, lane, order, gen, claims, apart, deaths, blob, n, stored_bytes, came_from in rest[2:]
         ]
         return Claim(owner=owner, token=token, now_us=int(rest[0]), left=int(rest[1]), batches=batches)
 

@@ -105,6 +105,8 @@ class Claimed(Struct, frozen=True):
     blob: bytes
     n: int
     stored_bytes: int
+    #: At the route stop: the tier that it was routed from.
+    came_from: str = ""
 
 
 class Child(Struct, frozen=True):

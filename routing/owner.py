@@ -17,11 +17,12 @@ import structlog
 from configs.errors import ConfigError, MessageError
 from configs.profile import ROUTE, Profile
 from routing.answers import Claim, Tick
-from routing.batches import UNREADABLE_MS, again, verdict_batch
+from routing.batches import UNREADABLE_MS, again, item_batch, verdict_batch
 from routing.broker import Doorbells
 from routing.decision import settle_held
 from routing.ledger import Ledger, new_id
 from routing.messages import Child, decode_items
+from routing.patience import passing
 from routing.refusals import Lost, OtherProfile, OwnerDead
 
 log = structlog.get_logger(__name__)
@@ -133,7 +134,7 @@ class Owner:
         """stop() was called."""
         return self._ending.is_set()
 
-    def claim(self, stop: str, max_items: int, attend_ms: int = -1) -> Claim:
+    def claim(self, stop: str, max_items: int, attend_ms: int = -1, busy_ms: int = -1) -> Claim:
         """Claims ready batches; release() the claim when they are settled. An empty claim needs no release."""
         token = new_id()
         with self._lock:
@@ -141,7 +142,8 @@ class Owner:
             self._tokens.add(token)
             owner = self.id
         try:
-            claim = self.ledger.claim(stop, owner, token, max_items, self.profile.delivery.bulk_share, attend_ms)
+            share = self.profile.delivery.bulk_share
+            claim = self.ledger.claim(stop, owner, token, max_items, share, attend_ms, busy_ms)
         except BaseException:
             self._forget(token)
             raise
@@ -166,7 +168,10 @@ class Owner:
             try:
                 self._beat()
             except redis.RedisError as error:
-                log.warning("server does not answer", error=str(error))
+                if passing(error):
+                    log.warning("server does not answer", error=str(error))
+                else:
+                    log.error("the ledger fails", error=str(error))  # noqa: TRY400 - its text says it all
             except OwnerDead:
                 # Reaped between this beat and its work: the next beat takes a new id.
                 continue
@@ -217,23 +222,32 @@ class Owner:
         """Settles by the votes held what no tier may have any more: overdue batches, those of a tier that is gone."""
         while (claim := self.claim(ROUTE, 4096)).batches:
             try:
-                self.doorbells.ring(self.ledger.settle(claim.owner, claim.batches, _settled_by_votes(claim)))
+                self.doorbells.ring(self.ledger.settle(claim.owner, claim.batches, self._routed(claim)))
             except Lost as lost:
                 log.warning("route settle refused", lost=len(lost.bids))
             finally:
                 self.release(claim)
 
-
-def _settled_by_votes(claim: Claim) -> list[Child]:
-    now_ms = claim.now_us // 1000
-    children: list[Child] = []
-    for batch in claim.batches:
-        try:
-            items = decode_items(batch.blob)
-        except MessageError as error:
-            log.error("a batch that nobody here can read waits", bid=batch.bid, error=str(error))  # noqa: TRY400
-            children.append(again(batch, ROUTE, now_ms + UNREADABLE_MS))
-            continue
-        ended = [settle_held(i, now_ms, "deadline" if i.deadline_ms else "no-tier") for i in items]
-        children.append(verdict_batch(ended, batch.lane))
-    return children
+    def _routed(self, claim: Claim) -> list[Child]:
+        """Overdue items settle by the votes they have; others go back to their tier, if the profile still has it."""
+        now_ms = claim.now_us // 1000
+        children: list[Child] = []
+        for batch in claim.batches:
+            try:
+                items = decode_items(batch.blob)
+            except MessageError as error:
+                log.error("a batch that nobody here can read waits", bid=batch.bid, error=str(error))  # noqa: TRY400
+                children.append(again(batch, ROUTE, now_ms + UNREADABLE_MS))
+                continue
+            known = any(tier.name == batch.came_from for tier in self.profile.tiers)
+            back = [item for item in items if known and not 0 < item.deadline_ms <= now_ms]
+            ended = [
+                settle_held(i, now_ms, "deadline" if 0 < i.deadline_ms <= now_ms else "no-tier")
+                for i in items
+                if not known or 0 < i.deadline_ms <= now_ms
+            ]
+            if back:
+                children.append(item_batch(back, batch.came_from, batch.lane))
+            if ended:
+                children.append(verdict_batch(ended, batch.lane))
+        return children

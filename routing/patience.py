@@ -11,18 +11,33 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+
+class StoreAwayError(Exception):
+    """The photo store does not answer: a stale mount, an object store that is away."""
+
+
 #: What a server says, or does not say, while it restarts, fails over, loads, or is out of memory.
 PASSING = (
+    StoreAwayError,
     redis.ConnectionError,
     redis.TimeoutError,
     redis.exceptions.BusyLoadingError,
     redis.exceptions.ReadOnlyError,
     redis.exceptions.TryAgainError,
+    redis.exceptions.MasterDownError,
     redis.exceptions.OutOfMemoryError,
 )
 
+#: The same in words: redis-py has no class for a master without replicas, nor for one that cannot write its file.
+PASSING_WORDS = ("NOREPLICAS", "MISCONF", "BUSY ")
+
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 2.0
+
+
+def passing(error: Exception) -> bool:
+    """Whether waiting helps."""
+    return isinstance(error, PASSING) or str(error).startswith(PASSING_WORDS)
 
 
 def patiently(verb: Callable[[], T], go_on: Callable[[], bool]) -> T:
@@ -33,14 +48,14 @@ def patiently(verb: Callable[[], T], go_on: Callable[[], bool]) -> T:
         go_on: asked before each wait; False: stop waiting.
 
     Raises:
-        redis.RedisError: the server is away and ``go_on`` said no, or the error is not of the passing kind.
+        redis.RedisError, StoreAwayError: ``go_on`` said no, or the error is not of the passing kind.
     """
     pause_s = _FIRST_PAUSE_S
     while True:
         try:
             return verb()
-        except PASSING as error:
-            if not go_on():
+        except (redis.RedisError, StoreAwayError) as error:
+            if not passing(error) or not go_on():
                 raise
             log.warning("waiting for the server", error=str(error), pause_s=pause_s)
         time.sleep(pause_s)

@@ -9,6 +9,7 @@ import redis
 from configs.errors import ConfigError
 from routing.ledger import PREFIX
 from routing.messages import Item
+from routing.patience import StoreAwayError
 
 #: Bytes that were put and never admitted go by themselves after this long.
 UNADMITTED_TTL_S = 600
@@ -85,6 +86,8 @@ class FilePhotos:
                 found.append(self._files.cat_file(self._path(item.source, item.position)))
             except FileNotFoundError:
                 found.append(None)
+            except OSError as error:
+                raise StoreAwayError(f"{self._root}: {error}") from error
         return found
 
     def drop(self, source: str, positions: Sequence[int]) -> None:

@@ -189,11 +189,13 @@ def test_live_goes_first_and_bulk_keeps_its_share(ledger: Ledger) -> None:
     assert none == ["live", "live"]
 
 
-def test_a_claim_fills_up_from_the_bulk_lane(ledger: Ledger) -> None:
-    """Expects one claim to hold both lanes' work when live alone does not fill it."""
+def test_a_claim_is_of_one_lane(ledger: Ledger) -> None:
+    """Expects live and bulk work never in one claim: what comes of it would be in the wrong lane."""
     admit(ledger, "b", 4)
     admit(ledger, "l", 4, lane="live")
-    assert [batch.lane for batch in take(ledger, joined(ledger))] == ["live", "bulk"]
+    owner = joined(ledger)
+    assert [batch.lane for batch in take(ledger, owner)] == ["live"]
+    assert [batch.lane for batch in take(ledger, owner)] == ["bulk"]
 
 
 def test_enlist_refuses_another_profile(ledger: Ledger) -> None:
@@ -265,7 +267,8 @@ def test_batches_of_an_unknown_tier_go_to_route(ledger: Ledger) -> None:
     owner = joined(ledger)
     to_collector(ledger, owner, take(ledger, owner))
     ledger.tick([FIRST])
-    assert len(take(ledger, owner, ROUTE)) == 2
+    routed = [*take(ledger, owner, ROUTE), *take(ledger, owner, ROUTE)]
+    assert [(batch.lane, batch.came_from) for batch in routed] == [("live", "old"), ("bulk", "old")]
     assert len(take(ledger, owner, COLLECTOR)) == 1
 
 

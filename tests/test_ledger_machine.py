@@ -155,6 +155,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _check_claim(self, got: list[Claimed], ready: dict[str, list[int]], most: int) -> None:
         assert bool(got) == any(ready.values())
+        assert len({batch.lane for batch in got}) <= 1
         for lane, orders in ready.items():
             taken = [batch.order for batch in got if batch.lane == lane]
             assert taken == orders[: len(taken)]

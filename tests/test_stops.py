@@ -1,10 +1,13 @@
 """Tiers and the collector at work on a real ledger, without Celery around them."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
+from msgspec.structs import replace
 from sklearn.metrics import matthews_corrcoef
 
 from configs.profile import Delivery, Profile, Tier
@@ -17,8 +20,10 @@ from routing.broker import Doorbells, make_app, stops
 from routing.ledger import Ledger
 from routing.messages import Child, Item
 from routing.owner import Owner
-from routing.store import ServerPhotos
+from routing.patience import StoreAwayError, passing
+from routing.store import FilePhotos, ServerPhotos
 from tests.fault_engines import FaultEngine, load_positions
+from workers.batcher import EndingError
 from workers.collector import CollectorStop
 from workers.stop import Progress
 from workers.tier import TierStop
@@ -219,3 +224,84 @@ def test_a_batch_nobody_can_read_waits(fleet: Fleet) -> None:
     assert fleet.ledger.snapshot(["first"]).use["later:first"] == 1
     fleet.client.flushall()
     fleet.ledger.enlist(fleet.owner.id, PROFILE.digest())
+
+
+def test_a_score_that_is_not_a_number_harms_nobody_else(fleet: Fleet) -> None:
+    """NaN for one photo is that photo's engine error; its neighbours get verdicts."""
+    fleet.admit(photos(8))
+    fleet.drain(lambda i: float("nan") if i == 3 else sure(i), sure)
+    rows = fleet.rows("s-1")
+    assert [i for i, row in rows.items() if row["p"] is None] == [3]
+    assert rows[3]["reason"] == "engine-error"
+
+
+def test_a_neighbours_deadline_is_not_mine(fleet: Fleet) -> None:
+    """Unsure photos without a deadline, claimed beside one with a deadline, wait for their tier when it is routed."""
+    now_ms = int(time.time() * 1000)
+    fleet.admit(photos(5))
+    fleet.admit(photos(1, source="s-2", deadline_ms=now_ms + 300))
+    first = fleet.tier("first", lambda _: 0.1)
+    first.serve()
+    time.sleep(max(0.0, now_ms + 320 - time.time() * 1000) / 1000)
+    fleet.ledger.tick(stops(PROFILE))
+    fleet.drain(lambda _: 0.1, sure)
+    assert [row["reason"] for row in fleet.rows("s-2").values()] == ["deadline"]
+    assert {(row["tier"], row["reason"]) for row in fleet.rows("s-1").values()} == {("second", "")}
+
+
+def test_a_routed_batch_gives_back_what_is_not_overdue(fleet: Fleet) -> None:
+    """Of two photos with different deadlines in one batch only the overdue one settles early."""
+    now_ms = int(time.time() * 1000)
+    early, late = photos(2, deadline_ms=now_ms + 100)
+    fleet.admit([early, replace(late, deadline_ms=now_ms + 60_000)])
+    time.sleep(0.12)
+    fleet.ledger.tick(stops(PROFILE))
+    fleet.drain(sure, sure)
+    rows = fleet.rows("s-1")
+    assert (rows[0]["reason"], rows[0]["p"]) == ("deadline", None)
+    assert (rows[1]["reason"], rows[1]["tier"]) == ("", "first")
+
+
+def test_a_batch_claimed_too_often_is_given_up(fleet: Fleet) -> None:
+    """The last fuse: after 40 claims without an end a batch is quarantined under a reason of its own."""
+    fleet.admit(photos(2))
+    for _ in range(40):
+        claim = fleet.owner.claim("first", 16)
+        assert len(claim.batches) == 1
+        fleet.owner.release(claim)
+        fleet.ledger.heartbeat(fleet.owner.id, [])
+        fleet.ledger.heartbeat(fleet.owner.id, [])
+    fleet.drain(sure, sure)
+    assert {row["reason"] for row in fleet.rows("s-1").values()} == {"claimed-too-often"}
+
+
+def test_a_deleted_batch_stops_no_tick(fleet: Fleet) -> None:
+    """A batch with a deadline that somebody deleted by hand is dropped from every list, and the beat goes on."""
+    fleet.admit(photos(2, deadline_ms=1), size=1)
+    for key in fleet.client.keys("{nf}:b:*"):
+        fleet.client.delete(key)
+    fleet.ledger.tick(stops(PROFILE))
+    assert fleet.ledger.snapshot([]).account["dangling"] == 2
+    fleet.client.flushall()
+    fleet.ledger.enlist(fleet.owner.id, PROFILE.digest())
+
+
+def test_a_store_that_is_away_is_waited_for(tmp_path: Path) -> None:
+    """An error of the photo store's file system is no missing photo: it passes."""
+    store = FilePhotos(f"file://{tmp_path}")
+    (tmp_path / "s-1" / "000000000000.jpg").mkdir(parents=True)
+    with pytest.raises(StoreAwayError):
+        store.get(photos(1))
+    assert passing(StoreAwayError("away"))
+    assert passing(redis.ResponseError("NOREPLICAS Not enough good replicas to write."))
+    assert passing(redis.ResponseError("MISCONF Errors writing to the AOF file"))
+    assert not passing(redis.ResponseError("ERR wrong number of arguments"))
+
+
+def test_work_after_the_end_is_refused(fleet: Fleet) -> None:
+    """A thread that comes late to a stopped device thread is told so, instead of waiting for ever."""
+    stop = fleet.tier("first", sure)
+    stop.batcher.stop()
+    fleet.started.clear()
+    with pytest.raises(EndingError):
+        stop.batcher.score([1], "bulk")

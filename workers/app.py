@@ -2,6 +2,7 @@
 
 import gc
 import socket
+import sys
 from collections.abc import Callable
 
 import structlog
@@ -43,7 +44,7 @@ def run_celery(app: Celery, stop: Stop, threads: int, on_ready: Callable[[], Non
 
     signals.worker_shutting_down.connect(ending)
     signals.worker_ready.connect(ready)
-    app.worker_main(
+    status = app.start(
         [
             "--quiet",
             "worker",
@@ -55,3 +56,6 @@ def run_celery(app: Celery, stop: Stop, threads: int, on_ready: Callable[[], Non
             "--without-mingle",
         ]
     )
+    if status:
+        # Not what a signal asked for: the supervisor should know.
+        sys.exit(status)

@@ -16,7 +16,11 @@ from workers.engines import Engine
 
 
 class ContractError(FleetError):
-    """An engine returned another number of scores than it was given inputs."""
+    """An engine returned another number of scores than it was given inputs, or one that is not a number."""
+
+
+class EndingError(FleetError):
+    """Work came after the end of the device thread; whoever reaps this process's batches does it."""
 
 
 class _Work(Struct):
@@ -79,6 +83,8 @@ class Batcher:
             return [], 0.0
         work = _Work(inputs=inputs, scores=[None] * len(inputs), finished=threading.Event(), alone=alone)
         with self._wake:
+            if self._ending:
+                raise EndingError("the device thread has ended")
             self._waiting[lane].append(work)
             self._wake.notify()
         work.finished.wait()
@@ -113,6 +119,8 @@ class Batcher:
         if len(scores) != len(batch):
             module = type(self._engine).__module__
             raise ContractError(f"{module} returned {len(scores)} scores for {len(batch)} inputs")
+        if any(score != score for score in scores):  # noqa: PLR0124 - true of NaN only
+            raise ContractError(f"{module} returned a score that is not a number")
         return scores
 
     def _run(self) -> None:

@@ -78,8 +78,8 @@ class Windows:
     def extend(self, scope: str, cells: bytes) -> None:
         """Appends cells as the ledger spells them, which has them already."""
         if scope not in self._windows:
-            self._windows[scope] = {window: RollingMcc(window) for window in WINDOWS}
             cells = self._load(scope)
+            self._windows[scope] = {window: RollingMcc(window) for window in WINDOWS}
         known = cells.translate(_CELLS, b"-")
         for rolling in self._windows[scope].values():
             rolling.extend(known)

@@ -32,6 +32,8 @@ def photo_loader(store: PhotoStore, engine: Engine, input_px: int, moved: Callab
                 inputs.append(engine.prepare(open_photo(data, 2 * input_px)))
             except PhotoError as error:
                 inputs.append(error)
+            except Exception as error:  # noqa: BLE001 - whatever an engine's library says of this photo, its neighbours go on
+                inputs.append(PhotoError("unpreparable", f"{type(error).__name__}: {error}"))
             moved()
         return inputs
 

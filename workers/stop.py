@@ -79,7 +79,7 @@ class Stop(ABC):
     def serve(self) -> int:
         """The body of the task that a doorbell starts: works until the stop is dry; returns the batches worked."""
         begun_s = worked_s = time.monotonic()
-        worked = 0
+        worked, work_s = 0, 0.0
         attending = self._attendant.acquire(blocking=False)
         try:
             while not self.ending.is_set():
@@ -89,7 +89,7 @@ class Stop(ABC):
                     break
                 # The last look says so, whatever it finds: from then on writers ring again.
                 last = now_s - worked_s > IDLE_S
-                claim = self._claim((0 if last else ATTEND_MS) if attending else -1)
+                claim = self._claim(attending, last, work_s)
                 if claim is None or not claim.batches:
                     if last or not attending:
                         break
@@ -98,7 +98,9 @@ class Stop(ABC):
                 if worked == 0 and claim.left:
                     # More than this thread took: wake the next one, who does the same.
                     self.owner.doorbells.ring([self.name])
+                begun_work_s = time.monotonic()
                 self._work(claim)
+                work_s = time.monotonic() - begun_work_s
                 worked += len(claim.batches)
                 if self.linger_s and sum(batch.n for batch in claim.batches) < self.max_items:
                     time.sleep(self.linger_s)
@@ -108,9 +110,12 @@ class Stop(ABC):
                 self._attendant.release()
         return worked
 
-    def _claim(self, attend_ms: int) -> Claim | None:
+    def _claim(self, attending: bool, last: bool, work_s: float) -> Claim | None:
+        attend_ms = (0 if last else ATTEND_MS) if attending else -1
+        # A stop that works for longer says nothing meanwhile: its other threads, and other workers, want to be rung.
+        busy_ms = (ATTEND_MS if work_s < ATTEND_MS / 2000 else 0) if attending else -1
         try:
-            return self.patiently(lambda: self.owner.claim(self.name, self.max_items, attend_ms))
+            return self.patiently(lambda: self.owner.claim(self.name, self.max_items, attend_ms, busy_ms))
         except OwnerDead:
             # The next beat takes a new id; whatever is ready stays ready.
             time.sleep(self.owner.profile.delivery.beat_s)
@@ -130,4 +135,4 @@ class Stop(ABC):
 
     def _go_on(self) -> bool:
         self.progress.moved()
-        return not self.owner.ending
+        return not (self.ending.is_set() or self.owner.ending)

@@ -81,6 +81,7 @@ class TierStop(Stop):
             self._work_together(claim, batches, items, begun_s)
 
     def _work_together(self, claim: Claim, batches: list[Claimed], items: list[Item], begun_s: float) -> None:
+        # A claim is of one lane.
         lane = batches[0].lane
         voids, sound, inputs = self._load(items, claim.now_us // 1000)
         try:
@@ -107,8 +108,11 @@ class TierStop(Stop):
         device_s = 0.0
         for i, item in enumerate(items):
             faults = item.faults + batch.deaths.get(i, 0)
-            if faults >= self._profile.delivery.max_faults or batch.claims > 2 * CLAIMS_FUSE:
+            if faults >= self._profile.delivery.max_faults:
                 voids.append(void(item, self.name, now_ms, "killed-its-worker", f"{faults} times at {self.name}"))
+                continue
+            if batch.claims > 2 * CLAIMS_FUSE:
+                voids.append(void(item, self.name, now_ms, "claimed-too-often", f"{batch.claims} times at {self.name}"))
                 continue
             try:
                 self.patiently(partial(self.owner.ledger.mark, claim.owner, batch, i))
@@ -175,7 +179,9 @@ class TierStop(Stop):
         if settled:
             children.append(verdict_batch(settled, lane))
         if climbing and next_tier:
-            children.append(item_batch(climbing, next_tier, lane))
+            # Apart by deadline: a batch is routed when its earliest one comes.
+            parts = [i for i in climbing if i.deadline_ms], [i for i in climbing if not i.deadline_ms]
+            children += [item_batch(part, next_tier, lane) for part in parts if part]
         counts = {
             "scored": len(items),
             "settled": len(settled),

@@ -1,20 +1,14 @@
 #!lua flags=allow-oom
--- claim(now, tier, owner, token, max_items, bulk_percent, attend_ms) -> dead | ok, now_us, ready items left, then per batch
--- (bid, lane, order, gen, claims, apart, [i, deaths, ...], items, n, bytes)
--- A claim asked again under its token gets the same batches. attend_ms: this owner looks again within it, so need not be rung until
--- then; 0: it does not; negative: says nothing.
+-- claim(now, tier, owner, token, max_items, bulk_percent, attend_ms, busy_ms) -> dead | ok, now_us, ready items left, then per batch
+-- (bid, lane, order, gen, claims, apart, [i, deaths, ...], items, n, bytes, from)
+-- A claim asked again under its token gets the same batches; all are of one lane.
+-- attend_ms: this owner looks again within so long when the stop is dry, busy_ms: when it hands something out; until then nobody need
+-- ring. 0: it does not say when; negative: leaves that as it is.
 local now = now_us(ARGV[1])
 local tier, owner, token, max_items = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local beat = call('HGET', K .. 'owners', owner)
 if not beat then return { 'dead' } end
 local own = K .. 'own:' .. owner
-
-local attend_ms = tonumber(ARGV[7])
-if attend_ms > 0 then
-  call('HSET', K .. 'attended', tier, int(math.floor(now / 1000) + attend_ms))
-elseif attend_ms == 0 then
-  call('HDEL', K .. 'attended', tier)
-end
 
 local bids = {}
 local held = call('HGETALL', own)
@@ -33,7 +27,7 @@ if #bids == 0 then
   end
   local total, full = 0, false
   for _, lane in ipairs(lanes) do
-    while not full do
+    while not full and (total == 0 or lane == lanes.taken) do
       local bid = call('ZRANGE', ready[lane], 0, 0)[1]
       if not bid then break end
       local b = call('HMGET', K .. 'b:' .. bid, 'n', 'apart')
@@ -49,6 +43,7 @@ if #bids == 0 then
         call('HSET', own, bid, token .. ':' .. beat)
         call('HINCRBY', K .. 'b:' .. bid, 'claims', 1)
         bids[#bids + 1] = bid
+        lanes.taken = lane
         total = total + n
         full = b[2] == '1' or total >= max_items
       end
@@ -58,10 +53,17 @@ if #bids == 0 then
   use('held:' .. tier, total)
 end
 
+local looks_ms = tonumber(ARGV[#bids == 0 and 7 or 8])
+if looks_ms > 0 then
+  call('HSET', K .. 'attended', tier, int(math.floor(now / 1000) + looks_ms))
+elseif looks_ms == 0 then
+  call('HDEL', K .. 'attended', tier)
+end
+
 local left = tonumber(call('HGET', K .. 'use', 'ready:' .. tier) or 0)
 local reply = { 'ok', int(now), left }
 for _, bid in ipairs(bids) do
-  local b = call('HMGET', K .. 'b:' .. bid, 'lane', 'order', 'gen', 'claims', 'apart', 'items', 'n', 'bytes')
+  local b = call('HMGET', K .. 'b:' .. bid, 'lane', 'order', 'gen', 'claims', 'apart', 'items', 'n', 'bytes', 'from')
   local deaths = {}
   if b[5] == '1' then
     local fields = call('HGETALL', K .. 'b:' .. bid)
@@ -72,6 +74,6 @@ for _, bid in ipairs(bids) do
       end
     end
   end
-  reply[#reply + 1] = { bid, b[1], b[2], b[3], b[4], b[5], deaths, b[6], b[7], b[8] }
+  reply[#reply + 1] = { bid, b[1], b[2], b[3], b[4], b[5], deaths, b[6], b[7], b[8], b[9] or '' }
 end
 return reply

@@ -3,7 +3,7 @@
 --
 -- src:<S>             hash  epoch offset next skipped lane closed   offset: admitted up to; next: window cursor; skipped: positions
 --                           that the windows went over and whose verdicts are still to come
--- b:<bid>             hash  tier lane order n bytes gen claims apart at death:<i> deadline items    exists <=> not settled
+-- b:<bid>             hash  tier from lane order n bytes gen claims apart at death:<i> deadline items    exists <=> not settled
 -- ready:<tier>:<lane> zset  bid -> order    order = admission number of its oldest item; no clock, so reaped work keeps its place
 -- later               zset  bid -> due (ms)                 back-off
 -- due                 zset  bid -> earliest deadline (ms) in it
@@ -81,8 +81,15 @@ local function drop_batch(b, owner)
   use('held:' .. b.tier, -b.n)
 end
 
+-- A batch that somebody deleted by hand must stop nobody: the account will say that its items are lost.
+local function dangling(key, bid, remove)
+  call(remove, key, bid)
+  call('HINCRBY', K .. 'acct', 'dangling', 1)
+end
+
 -- Back to where it was claimed from, at its old order. What its owner was at is over: the next owner's death must not count for it.
 local function give_back(bid, owner)
+  if call('EXISTS', K .. 'b:' .. bid) == 0 then return dangling(K .. 'own:' .. owner, bid, 'HDEL') end
   local b = call('HMGET', K .. 'b:' .. bid, 'tier', 'lane', 'order', 'n')
   call('HDEL', K .. 'b:' .. bid, 'at')
   call('HDEL', K .. 'own:' .. owner, bid)
@@ -94,9 +101,13 @@ end
 local function move_due(now_ms)
   for _, bid in ipairs(call('ZRANGEBYSCORE', K .. 'later', '-inf', int(now_ms), 'LIMIT', 0, 1000)) do
     local b = call('HMGET', K .. 'b:' .. bid, 'tier', 'lane', 'order', 'n')
-    call('ZREM', K .. 'later', bid)
-    use('later:' .. b[1], -b[4])
-    shelve(bid, b[1], b[2], b[3], b[4], 0)
+    if b[1] then
+      call('ZREM', K .. 'later', bid)
+      use('later:' .. b[1], -b[4])
+      shelve(bid, b[1], b[2], b[3], b[4], 0)
+    else
+      dangling(K .. 'later', bid, 'ZREM')
+    end
   end
 end
 

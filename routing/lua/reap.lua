@@ -7,7 +7,7 @@ local bids = call('HKEYS', K .. 'own:' .. owner)
 for _, bid in ipairs(bids) do
   local b = call('HMGET', K .. 'b:' .. bid, 'apart', 'at')
   if b[1] == '1' and b[2] then call('HINCRBY', K .. 'b:' .. bid, 'death:' .. b[2], 1) end
-  call('HSET', K .. 'b:' .. bid, 'apart', 1)
+  if b[1] then call('HSET', K .. 'b:' .. bid, 'apart', 1) end
   give_back(bid, owner)
 end
 call('DEL', K .. 'own:' .. owner)

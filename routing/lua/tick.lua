@@ -6,15 +6,20 @@ local now_ms = math.floor(now_us(ARGV[1]) / 1000)
 move_due(now_ms)
 for _, bid in ipairs(call('ZRANGEBYSCORE', K .. 'due', '-inf', int(now_ms), 'LIMIT', 0, 1000)) do
   local b = call('HMGET', K .. 'b:' .. bid, 'tier', 'lane', 'order', 'n')
-  local waits = call('ZREM', K .. 'ready:' .. b[1] .. ':' .. b[2], bid) == 1
-  if waits then use('ready:' .. b[1], -b[4]) end
-  if not waits and call('ZREM', K .. 'later', bid) == 1 then
+  local waits = false
+  if not b[1] then
+    dangling(K .. 'due', bid, 'ZREM')
+  elseif call('ZREM', K .. 'ready:' .. b[1] .. ':' .. b[2], bid) == 1 then
+    use('ready:' .. b[1], -b[4])
+    waits = true
+  elseif call('ZREM', K .. 'later', bid) == 1 then
     use('later:' .. b[1], -b[4])
     waits = true
   end
   if waits then
     call('ZREM', K .. 'due', bid)
-    call('HSET', K .. 'b:' .. bid, 'tier', 'route')
+    -- Those of its items that are not overdue go back from there.
+    call('HSET', K .. 'b:' .. bid, 'tier', 'route', 'from', b[1])
     shelve(bid, 'route', b[2], b[3], b[4], 0)
   end
 end
@@ -29,9 +34,11 @@ for i = 1, #counts, 2 do
       for _, bid in ipairs(call('ZRANGE', K .. 'ready:' .. tier .. ':' .. lane, 0, 99)) do
         local b = call('HMGET', K .. 'b:' .. bid, 'order', 'n')
         call('ZREM', K .. 'ready:' .. tier .. ':' .. lane, bid)
-        use('ready:' .. tier, -b[2])
-        call('HSET', K .. 'b:' .. bid, 'tier', 'route')
-        shelve(bid, 'route', lane, b[1], b[2], 0)
+        use('ready:' .. tier, -(b[2] or 0))
+        if b[1] then
+          call('HSET', K .. 'b:' .. bid, 'tier', 'route', 'from', tier)
+          shelve(bid, 'route', lane, b[1], b[2], 0)
+        end
       end
     end
   end
