@@ -45,11 +45,24 @@ class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return MODELS / self.key / self.file
 
     def training_photos(self) -> frozenset[bytes]:
-        """The sha256 digests (32 bytes each) of the photos that the model was trained on."""
+        """The sha256 digests (32 bytes each) of the photos that the model was trained on.
+
+        Raises:
+            ConfigError: the list is missing or damaged.
+        """
         if not self.training_list:
             return frozenset()
-        lines = (MODELS / self.key / self.training_list).read_text().split()
-        return frozenset(bytes.fromhex(line) for line in lines)
+        path = MODELS / self.key / self.training_list
+        try:
+            lines = path.read_text(encoding="ascii").split()
+            digests = frozenset(bytes.fromhex(line) for line in lines)
+        except OSError as error:
+            raise ConfigError(f"training list of model {self.key!r}: {error.strerror} ({path})") from None
+        except ValueError:
+            digests = frozenset([b""])
+        if {len(digest) for digest in digests} - {32}:
+            raise ConfigError(f"training list of model {self.key!r}: a line is no sha256 of 64 hex digits ({path})")
+        return digests
 
 
 @cache

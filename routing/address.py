@@ -6,6 +6,7 @@ when an option is left out. Everybody who opens a connection asks here.
 
 import os
 import re
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -259,26 +260,41 @@ def address_from_environment(
     """The server that this process is to use: REDIS_URL, else the file named by REDIS_URL_FILE, else ``url_file``.
 
     Raises:
-        ConfigError: none of the three is there, or its URL is wrong.
+        ConfigError: none of the three is there, or its URL is wrong, or NATIX_FLEET_WAIT_S is no number.
     """
     if url := environ.get("REDIS_URL"):
         return parse_address(url, "REDIS_URL")
     named = environ.get("REDIS_URL_FILE")
     # honcho starts a Procfile's lines all at once: its workers wait until the server there has written its URL.
-    wait_until_s = time.monotonic() + float(environ.get("NATIX_FLEET_WAIT_S", "0"))
-    while not named and not url_file.exists() and time.monotonic() < wait_until_s:
+    wait_until_s = time.monotonic() + _wait_s(environ)
+    while not named and time.monotonic() < wait_until_s and not _is_live(url_file):
         time.sleep(0.1)
     origin, path = ("REDIS_URL_FILE", Path(named)) if named else (str(url_file), url_file)
     try:
         return parse_address(path.read_text(encoding="utf-8"), origin)
     except (OSError, UnicodeDecodeError) as error:
         if named:
-            raise ConfigError(f"REDIS_URL_FILE: cannot read {path}: {_cause(error)}") from None
+            cause = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise ConfigError(f"REDIS_URL_FILE: cannot read {path}: {cause}") from None
     raise ConfigError(
         f"no Redis server is known: set REDIS_URL ({_FORMS['redis']}), or REDIS_URL_FILE to a file that holds it, "
         f"or run `natix-fleet server` here, which writes {url_file}"
     )
 
 
-def _cause(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or "it is not UTF-8 text")
+def _wait_s(environ: Mapping[str, str]) -> float:
+    text = environ.get("NATIX_FLEET_WAIT_S") or "0"
+    if not re.fullmatch(r"\d{1,6}(\.\d*)?", text):
+        raise ConfigError(f"NATIX_FLEET_WAIT_S {text!r} is no number of seconds; for example 30")
+    return float(text)
+
+
+def _is_live(url_file: Path) -> bool:
+    """Whether a server listens where the file says; one that was killed leaves its file behind."""
+    try:
+        url = url_file.read_text(encoding="utf-8")
+        socket.create_connection(parse_address(url).hosts[0], 1.0).close()
+        # Once more: a new server takes away what an older one left, before it listens.
+        return url_file.read_text(encoding="utf-8") == url
+    except (OSError, ValueError, IndexError, ConfigError):
+        return False

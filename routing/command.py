@@ -1,12 +1,15 @@
-"""A click command as a process: every error is one line with its remedy, every end has a named exit status."""
+"""A click command as a process: every error is one line without secrets, every end has a named exit status."""
 
+import errno
+import io
 import os
 import sys
 
 import click
 import structlog
 
-from configs.errors import FleetError, UsageError
+from configs.errors import DiskError, FleetError, ServerError, UsageError
+from routing.logs import without_secrets
 
 #: What a shell gives for SIGINT and for SIGPIPE.
 INTERRUPTED, BROKEN_PIPE = 130, 141
@@ -24,7 +27,9 @@ def run_command(command: click.Command, name: str | None = None) -> None:
     except FleetError as error:
         _end(str(error), error.exit_status)
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        click.echo(without_secrets(said.getvalue()), err=True, nl=False)
         sys.exit(UsageError.exit_status)
     except click.Abort:
         sys.exit(INTERRUPTED)
@@ -38,10 +43,22 @@ def run_command(command: click.Command, name: str | None = None) -> None:
 
         if known := server_error(error):
             _end(str(known), known.exit_status)
+        if isinstance(error, OSError):
+            _end(*_of_the_system(error))
         structlog.get_logger().critical("a mistake of natix-fleet itself", exc_info=error)
         _end(f"{type(error).__name__}, a mistake of natix-fleet itself: please report it", FleetError.exit_status)
 
 
+def _of_the_system(error: OSError) -> tuple[str, int]:
+    """What the operating system refused, with the path or the peer that it names, and the status for it."""
+    cause = error.strerror or str(error) or type(error).__name__
+    if isinstance(error, ConnectionError | TimeoutError) or error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+        return f"a connection failed: {cause}; check the network and what it is to reach", ServerError.exit_status
+    paths = [os.fsdecode(path) for path in (error.filename, error.filename2) if isinstance(path, str | bytes)]
+    where = " and ".join(paths) or "a file"
+    return f"{where}: {cause}; check its path, its permissions and the disk", DiskError.exit_status
+
+
 def _end(message: str, status: int) -> None:
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {without_secrets(message)}", err=True)
     sys.exit(status)

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from configs.errors import (
 from ops.ask import _print
 from ops.lock import RunLock
 from ops.server import EmbeddedServer
+from routing.address import address_from_environment
 from routing.ledger import PREFIX
 from routing.messages import Item, Verdict, Vote
 from routing.store import FilePhotos
@@ -374,14 +376,58 @@ def test_an_answer_shows_p_and_its_votes(capsys: pytest.CaptureFixture[str]) -> 
         ("ZeroDivisionError", FleetError.exit_status, "ZeroDivisionError, a mistake of natix-fleet itself"),
         ("redis.ConnectionError", ServerError.exit_status, "does not answer"),
         ("KeyboardInterrupt", 130, ""),
+        ("OSError(28, 'No space left on device', 'var/x')", DiskError.exit_status, "var/x: No space left on device"),
+        ("ConnectionRefusedError(111, 'refused')", ServerError.exit_status, "a connection failed: refused"),
+        ("click.UsageError('no s3://key:hunter2@bucket')", UsageError.exit_status, "no s3://key:***@bucket"),
     ],
 )
 def test_no_failure_has_pythons_own_status(failure: str, status: int, words: str) -> None:
     """A mistake of ours, a server that goes away in the middle and Ctrl-C have a status of their own, never 1."""
-    code = f"import click, redis; from routing.command import run_command\ndef f(): raise {failure}()\n"
+    code = f"import click, redis; from routing.command import run_command\ndef f(): raise {failure}\n"
     done = run(sys.executable, "-c", code + "run_command(click.command(f))")
     assert done.returncode == status
     assert words in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def test_a_stores_password_is_not_repeated(here: Path, server: EmbeddedServer) -> None:
+    """A store URL with a password that cannot be opened is told with three asterisks in its place."""
+    (here / "mine.toml").write_text(PROFILE + '[photos]\nstore = "nosuch://user:hunter2@host/photos"\n')
+    done = run(*FLEET, "quarantine", "drop", "s:3", "--profile", "mine.toml", REDIS_URL=server.url)
+    refuses(done, ConfigError, "nosuch://user:***@host/photos")
+    assert "hunter2" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("wait", ["soon", "-1", "nan"])
+@pytest.mark.usefixtures("here")
+def test_a_wait_that_is_no_number_is_refused(wait: str) -> None:
+    """NATIX_FLEET_WAIT_S must be a number of seconds."""
+    refuses(run(*FLEET, "status", NATIX_FLEET_WAIT_S=wait), ConfigError, f"NATIX_FLEET_WAIT_S '{wait}'", "30")
+
+
+def test_a_url_that_a_killed_server_left_is_waited_out(here: Path, server: EmbeddedServer) -> None:
+    """With NATIX_FLEET_WAIT_S a command waits until somebody listens where the file says."""
+    url = here / "url"
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url.write_text(f"redis://:old@127.0.0.1:{closed.getsockname()[1]}/0")
+        writer = threading.Timer(0.5, url.write_text, [server.url])
+        writer.start()
+        assert address_from_environment({"NATIX_FLEET_WAIT_S": "20"}, url).url == server.url
+        writer.join()
+
+
+@pytest.mark.parametrize("state", ["missing", "damaged"])
+def test_a_model_without_its_training_list_is_refused(here: Path, server: EmbeddedServer, state: str) -> None:
+    """A producer whose model's training list is missing or damaged ends with the list's path."""
+    shutil.copytree(ROOT / "configs", here / "configs")
+    training = here / "configs/models/scout-s/training.sha256"
+    if state == "missing":
+        training.unlink()
+    else:
+        training.write_text("abc\n")
+    env = {"PYTHONPATH": f"{here}{os.pathsep}{ROOT}", "REDIS_URL": server.url}
+    refuses(run(*FLEET, "feed", "rendered:1", **env), ConfigError, str(training))
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["in quarantine", "on its way"])
