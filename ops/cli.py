@@ -6,6 +6,7 @@ from typing import Literal
 
 import click
 
+from configs.errors import UsageError
 from configs.profile import load_profile
 from routing.command import run_command
 from routing.logs import configure_logging
@@ -54,6 +55,8 @@ def cli(context: click.Context, log_level: str | None) -> None:
 @profile_option
 def run(photos: str, limit: int | None, flower_port: int, profile_name: str) -> None:
     """Runs photos through a fleet of its own and reports: the main job."""
+    if not photos.strip():
+        raise UsageError("--photos is empty: give a folder, a FILE.parquet, natix or rendered:N")
     from ops.run import run as run_fleet
 
     sys.exit(run_fleet(photos, profile_name, limit=limit, flower_port=flower_port or None))
@@ -77,14 +80,9 @@ def up(profile_name: str, flower_port: int) -> None:
 @profile_option
 def worker(tier: str, device: str | None, profile_name: str) -> None:
     """A Celery worker for TIER on one device."""
-    from workers.device import pin
-
-    profile = load_profile(profile_name)
-    # Before anything imports an engine's library.
-    pin(device or profile.tier(tier).device)
     from ops.serve import serve_tier
 
-    serve_tier(profile, tier, device)
+    serve_tier(load_profile(profile_name), tier, device)
 
 
 @cli.command()

@@ -4,6 +4,7 @@ SOURCE is "natix" (the NATIX test split on the hub), a folder (with manifest.csv
 unlabelled photos), a FILE.parquet, or "rendered:N" (scenes that the project renders).
 """
 
+import os
 import secrets
 import signal
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import click
 import structlog
 
+from configs.errors import UsageError
 from configs.profile import Lane, Profile, load_profile
 from producers.admission import Admission
 from producers.feed import Feed, Pace
@@ -22,7 +24,7 @@ from producers.looped import Looped
 from producers.sources import Source, open_source
 from routing.address import address_from_environment
 from routing.broker import Doorbells, make_app
-from routing.command import run_command
+from routing.command import INTERRUPTED, run_command
 from routing.ledger import Ledger
 from routing.logs import configure_logging
 from routing.server_check import require_server
@@ -65,6 +67,8 @@ def feed(
     journal_folder: Path,
 ) -> None:
     """Checks, shrinks and batches the photos of SOURCE, and admits them to the fleet; waits while the fleet is full."""
+    if not source.strip():
+        raise UsageError("SOURCE is empty: give a folder, a FILE.parquet, natix or rendered:N")
     profile = load_profile(profile_name)
     photos: Source = open_source(source, limit)
     if loop:
@@ -77,20 +81,25 @@ def feed(
         rate=rate,
         deadline_ms=round(deadline_s * 1000),
     )
-    _run(photos, source, profile, pace, lane, run_id or secrets.token_hex(4), journal_folder)
+    _run(photos, source, limit, profile, pace, lane, run_id or secrets.token_hex(4), journal_folder)
 
 
 def _run(
-    photos: Source, spec: str, profile: Profile, pace: Pace, lane: Lane, run_id: str, journal_folder: Path
+    photos: Source,
+    spec: str,
+    limit: int | None,
+    profile: Profile,
+    pace: Pace,
+    lane: Lane,
+    run_id: str,
+    journal_folder: Path,
 ) -> None:
     address = address_from_environment()
     client = address.connect()
     require_server(client)
-    ending = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ending.set())
+    ending = _ended_by_signals()
     name = f"{photos.name}-{run_id}"
-    with _journal(journal_folder, name, spec, profile) as journal:
+    with _journal(journal_folder, name, _place(spec), limit, profile) as journal:
         admission = Admission(
             name,
             profile,
@@ -111,13 +120,43 @@ def _run(
     click.echo(f"{name}: {feed.fed} photos admitted, {feed.bad} of them bad at intake")
 
 
-def _journal(folder: Path, source: str, spec: str, profile: Profile) -> Journal:
-    """The journal of a run: a new one, or the one that an interrupted producer left."""
-    if journal_path(folder, source).exists():
-        return Journal.reopen(folder, source)
-    return Journal.create(
-        folder, source, profile=profile.digest(), spec=spec, limit=None, started_ms=round(time.time() * 1000)
-    )
+def _ended_by_signals() -> threading.Event:
+    """Set by the first SIGINT or SIGTERM, which drains; the second one ends the process."""
+    ending = threading.Event()
+
+    def end(*_: object) -> None:
+        if ending.is_set():
+            # Not an exception: it would wait for the thread that reads, and a hub that is away keeps that one for long.
+            # Nothing is lost: journal and ledger are written as if this were a crash.
+            os._exit(INTERRUPTED)
+        ending.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    return ending
+
+
+def _place(spec: str) -> str:
+    """``spec`` with a file's or folder's absolute path, so that two of one name differ."""
+    return spec if spec == "natix" or spec.startswith("rendered:") else str(Path(spec).resolve())
+
+
+def _journal(folder: Path, source: str, spec: str, limit: int | None, profile: Profile) -> Journal:
+    """The journal of a run: a new one, or the one that an interrupted producer left of the same photos.
+
+    Raises:
+        UsageError: it was left by a run of other photos.
+    """
+    if not journal_path(folder, source).exists():
+        started_ms = round(time.time() * 1000)
+        return Journal.create(folder, source, profile=profile.digest(), spec=spec, limit=limit, started_ms=started_ms)
+    journal = Journal.reopen(folder, source)
+    header = journal.header
+    if (header.spec, header.limit) != (spec, limit):
+        journal.close()
+        limited = f" with --limit {header.limit}" if header.limit else " without --limit"
+        raise UsageError(f"run {source} is of {header.spec}{limited}: give the same photos, or another --run")
+    return journal
 
 
 def main() -> None:

@@ -120,6 +120,8 @@ def test_a_mistyped_command_is_told_how_to_ask(here: Path, argv: tuple[str, ...]
         ((*FLEET, "status"), ConfigError, ("set REDIS_URL", "natix-fleet server")),
         ((*FLEET, "run", "--photos", "nowhere"), SourceError, ("'nowhere'", "rendered:N")),
         ((*FLEET, "run", "--photos", "rendered:x"), UsageError, ("rendered:x", "rendered:500")),
+        ((*FLEET, "run", "--photos", ""), UsageError, ("--photos", "rendered:N")),
+        ((*PRODUCER, ""), UsageError, ("SOURCE is empty", "rendered:N")),
         ((*PRODUCER, "nowhere"), SourceError, ("'nowhere'", "rendered:N")),
         ((*PRODUCER, "rendered:1"), ConfigError, ("set REDIS_URL",)),
         ((*FLEET, "ask", "photo.jpg"), SourceError, ("photo.jpg", "No such file")),
@@ -446,3 +448,61 @@ def test_a_dropped_photo_leaves_the_profiles_store(
     assert sorted(path.name for path in (here / "store/s").iterdir()) == ["000000000003.jpg"] * (not kept) + [
         "000000000004.jpg"
     ]
+
+
+def test_a_run_goes_on_with_its_own_photos_only(here: Path, server: EmbeddedServer, redis_client: Redis) -> None:
+    """--run with another folder of the same name, or another limit, is refused; with the same photos it goes on."""
+    for place in ("a", "b"):
+        (here / place / "photos").mkdir(parents=True)
+        (here / place / "photos/empty.jpg").touch()
+    redis_client.ping()
+
+    def feed(place: str, *more: str) -> subprocess.CompletedProcess[str]:
+        return run(*PRODUCER, f"{place}/photos", "--run", "r1", *more, REDIS_URL=server.url)
+
+    assert feed("a").returncode == 0
+    refuses(feed("b"), UsageError, f"run photos-r1 is of {here}/a/photos without --limit", "another --run")
+    refuses(feed("a", "--limit", "1"), UsageError, "run photos-r1 is of", "without --limit")
+    again = feed("b/../a")
+    assert "0 photos admitted" in again.stdout, again.stderr
+
+
+#: A producer whose source hangs as a hub does that is away.
+HANGS = """
+import sys, threading
+from pathlib import Path
+from configs.profile import load_profile
+from producers.feed import Pace
+from producers.natix import _run
+class Hub:
+    name, total, note = "hub", None, ""
+    def photos(self, start):
+        print("asked", flush=True)
+        threading.Event().wait()
+        yield
+_run(Hub(), "natix", None, load_profile("demo"), Pace(max_items=1, linger_ms=1), "bulk", "r", Path("journal"))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("here", "redis_client")
+def test_a_producer_that_hangs_ends_by_its_second_signal(server: EmbeddedServer, number: signal.Signals) -> None:
+    """The first signal drains, which a source that hangs never sees; the second ends the producer with status 130."""
+    command = [sys.executable, "-c", HANGS]
+    with subprocess.Popen(command, env=environment(REDIS_URL=server.url), stdout=-1, text=True) as producer:
+        try:
+            assert producer.stdout
+            assert "asked\n" in producer.stdout
+            producer.send_signal(number)
+            with pytest.raises(subprocess.TimeoutExpired):
+                producer.wait(0.5)
+            producer.send_signal(number)
+            assert producer.wait(5) == 130
+        finally:
+            producer.kill()
+
+
+def test_no_engine_is_imported_before_its_device_is_chosen() -> None:
+    """What a worker imports before it pins its device holds no engine's library."""
+    code = "import sys, ops.cli, ops.serve; print(*{'onnxruntime', 'torch'} & sys.modules.keys())"
+    assert run(sys.executable, "-c", code).stdout.strip() == ""
