@@ -128,9 +128,26 @@ class Profile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return {tier.name: load_model(tier.model) for tier in self.tiers}
 
     def digest(self) -> str:
-        """Same digest, same decisions: 16 hex digits over the profile and its models' versions."""
-        versions = {tier: model.version for tier, model in self.models().items()}
-        return hashlib.sha256(msgspec.json.encode([self, versions], order="sorted")).hexdigest()[:16]
+        """Same digest, same decisions: 16 hex digits over what decides, and over nothing else.
+
+        That is, in their order, each tier's name, model, thresholds and weight, the version and calibrator of its
+        model, and the size that photos are shrunk to. Hosts of one fleet may differ in devices, workers, threads,
+        bounds, times, store and database: a second host has another GPU, or another path to the same store.
+        """
+        models = self.models()
+        tiers = [
+            (
+                t.name,
+                t.model,
+                t.accept_above,
+                t.accept_below,
+                t.weight,
+                models[t.name].version,
+                models[t.name].calibrator,
+            )
+            for t in self.tiers
+        ]
+        return hashlib.sha256(msgspec.json.encode([tiers, self.photos.max_side_px])).hexdigest()[:16]
 
 
 def _problems(profile: Profile) -> Iterator[str]:
@@ -154,7 +171,7 @@ def parse_profile(text: bytes, origin: str) -> Profile:
     """Reads a profile from TOML.
 
     Raises:
-        ConfigError: not TOML, an unknown key (with its path), a wrong type or value.
+        ConfigError: not TOML, an unknown key (with its path), a wrong type or value, or a model that cannot be loaded.
     """
     try:
         profile = msgspec.toml.decode(text, type=Profile)
@@ -162,8 +179,11 @@ def parse_profile(text: bytes, origin: str) -> Profile:
         raise ConfigError(f"{origin}: {error}") from None
     for problem in _problems(profile):
         raise ConfigError(f"{origin}: {problem}")
-    for tier in profile.tiers:
-        load_model(tier.model)
+    for i, tier in enumerate(profile.tiers):
+        try:
+            load_model(tier.model)
+        except ConfigError as error:
+            raise ConfigError(f"{origin}: tiers[{i}] ({tier.name}): {error}") from None
     return profile
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import click
 import msgspec
 
-from configs.errors import PhotoError, ServerError, SourceError
+from configs.errors import BusyError, PhotoError, ServerError, SourceError
 from configs.profile import Profile
 from ops.serve import database_url
-from producers.intake import take
+from producers.intake import Taken, take
+from producers.sources import printable
 from routing.address import address_from_environment
 from routing.batches import item_batch
 from routing.broker import Doorbells, make_app
@@ -19,7 +20,7 @@ from routing.ledger import Ledger
 from routing.messages import UNLABELLED, Item
 from routing.refusals import Full
 from routing.server_check import require_server
-from routing.store import open_store
+from routing.store import PhotoStore, open_store
 from workers.verdicts import VerdictDatabase
 
 _LOOK_EVERY_S = 0.02
@@ -33,18 +34,37 @@ def print_answer(path: Path, profile: Profile, deadline_s: float, *, as_json: bo
     Raises:
         SourceError: the file cannot be read.
         PhotoError: it is no photo that the fleet takes, or it ended in quarantine.
-        ServerError: the fleet is full, or gave no answer by the deadline.
+        BusyError: the fleet is full.
+        ServerError: it gave no answer by the deadline.
     """
     try:
         photo = path.read_bytes()
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror}") from error
-    taken = take(photo, profile.photos)
+    try:
+        taken = take(photo, profile.photos)
+    except PhotoError as error:
+        raise PhotoError(f"{printable(path)}: {error}") from None
     address = address_from_environment()
     client = address.connect()
     require_server(client)
     ledger, store = Ledger(client), open_store(profile.photos.store, client)
-    database = VerdictDatabase(database_url(profile), create=False)
+    with VerdictDatabase(database_url(profile), create=False) as database:
+        begun_s = time.monotonic()
+        source = _admit(taken, profile, deadline_s, ledger, store, Doorbells(make_app(address, profile)))
+        while (row := database.row(source, 0)) is None:
+            if time.monotonic() - begun_s > deadline_s + _GRACE_S:
+                raise ServerError(
+                    f"no answer within {deadline_s:g} s: are the workers and the collector up? (natix-fleet status)"
+                )
+            time.sleep(_LOOK_EVERY_S)
+    _print(row, time.monotonic() - begun_s, as_json=as_json)
+
+
+def _admit(
+    taken: Taken, profile: Profile, deadline_s: float, ledger: Ledger, store: PhotoStore, doorbells: Doorbells
+) -> str:
+    """Admits the photo as a source of its own on the live lane; that source's name."""
     source = f"ask-{secrets.token_hex(6)}"
     now_ms = int(time.time() * 1000)
     item = Item(
@@ -59,7 +79,6 @@ def print_answer(path: Path, profile: Profile, deadline_s: float, *, as_json: bo
         taken_ms=now_ms,
         deadline_ms=now_ms + int(deadline_s * 1000),
     )
-    begun_s = time.monotonic()
     store.put(source, [(0, taken.data)])
     epoch, _ = ledger.open(source, "live")
     child = item_batch([item], profile.tiers[0].name, "live")
@@ -77,16 +96,11 @@ def print_answer(path: Path, profile: Profile, deadline_s: float, *, as_json: bo
             max_bytes=bounds.max_bytes,
         )
     except Full as full:
-        raise ServerError(f"the fleet is full ({full}): try again, or add workers") from None
-    Doorbells(make_app(address, profile)).ring(woken)
+        store.drop(source, [0])
+        raise BusyError(f"the fleet is full ({full}): try again, or add workers") from None
+    doorbells.ring(woken)
     ledger.close(source, epoch, 1)
-    while (row := database.row(source, 0)) is None:
-        if time.monotonic() - begun_s > deadline_s + _GRACE_S:
-            raise ServerError(
-                f"no answer within {deadline_s:g} s: are the workers and the collector up? (natix-fleet status)"
-            )
-        time.sleep(_LOOK_EVERY_S)
-    _print(row, time.monotonic() - begun_s, as_json=as_json)
+    return source
 
 
 def _print(row: dict[str, Any], took_s: float, *, as_json: bool) -> None:

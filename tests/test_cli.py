@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from redis import Redis
 
 from configs.errors import (
@@ -285,7 +286,19 @@ def test_a_folder_that_is_not_laid_out_is_refused(here: Path, files: dict[str, s
 def test_asking_about_no_photo_is_refused(here: Path, data: bytes, words: tuple[str, ...]) -> None:
     """A file that is no photo is refused with the reason that intake gives, before a server is asked for."""
     (here / "photo.jpg").write_bytes(data)
-    refuses(run(*FLEET, "ask", "photo.jpg"), PhotoError, *words)
+    refuses(run(*FLEET, "ask", "photo.jpg"), PhotoError, "photo.jpg: ", *words)
+
+
+def test_a_question_to_a_full_fleet_is_refused(here: Path, server: EmbeddedServer, redis_client: Redis) -> None:
+    """Where admission is at its bound, ask ends at once with the status for busy, and its photo does not stay."""
+    store = here / "store"
+    (here / "mine.toml").write_text(PROFILE + f'[admission]\nmax_items = 1\n[photos]\nstore = "file://{store}"\n')
+    Image.new("RGB", (64, 64)).save(here / "photo.jpg")
+    VerdictDatabase("sqlite:///var/verdicts.db").close()
+    redis_client.hset(PREFIX + "use", "items", 1)
+    done = run(*FLEET, "ask", "photo.jpg", "--profile", "mine.toml", REDIS_URL=server.url)
+    refuses(done, BusyError, "the fleet is full", "add workers")
+    assert list(store.rglob("*.jpg")) == []
 
 
 @pytest.mark.usefixtures("here")
