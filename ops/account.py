@@ -73,7 +73,8 @@ def settle_account(
     twice: set[str] = set()
     problems: list[str] = []
     admitted = rows = 0
-    sources = [journal.header.source for journal in journals]
+    # Asked about no source, the database tells of all.
+    sources = [journal.header.source for journal in journals] or [""]
     for journal in journals:
         source = journal.header.source
         admitted += journal.end
@@ -100,6 +101,10 @@ def settle_account(
             problems.append(f"counter {scope!r}: {counted} verdicts, the rows say {recounted.n}")
             surplus = max(surplus, counted - recounted.n)
             shortfall = max(shortfall, recounted.n - counted)
+    # An example above may be one of these: only what neither has a row nor is in the fleet is lost.
+    in_fleet = max(0, ledger.snapshot([]).use.get("items", 0))
+    if in_fleet:
+        problems.append(f"{in_fleet} photos are still in the fleet: see var/run/*.log")
     now = _counters(ledger)
     moved = {name: now[name] - before.counters.get(name, 0) for name in now}
     ended = moved["verdicts"] + moved["quarantined"]
@@ -111,7 +116,7 @@ def settle_account(
         admitted=admitted,
         verdicts=rows - voids,
         quarantined=voids,
-        lost=max(len(lost), shortfall),
+        lost=max(0, max(len(lost), shortfall) - in_fleet),
         counted_twice=max(len(twice), surplus, ended - rows, 0),
         problems=problems,
     )

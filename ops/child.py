@@ -59,14 +59,31 @@ class Child:
     log: Path | None = None
     #: Children that must be ready before it starts, and that outlive it in a drain.
     after: tuple[str, ...] = ()
-    #: Asked at every poll, so it must be quick; None: it is ready once it has lived for the settle time.
+    #: Asked at every poll, so it must be quick; None: the ready file says it.
     ready: Callable[[], bool] | None = field(default=None, repr=False)
+    #: It writes this file once it is ready; without either it is ready once it has lived for the settle time.
+    ready_file: Path | None = None
     #: Not ready by then: killed, a failed start.
     ready_within_s: float = 120.0
     #: From SIGTERM to SIGKILL.
     drain_s: float = 30.0
-    #: Whether to restart it also when it ends with status 0.
+    #: False: a job. Status 0 ends it; only a signal, a server away (69) or somebody busy (75) is worth another try.
     lasting: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backoff:
+    """When a dead child is started again: base, doubled at each death up to the cap, half of it by chance."""
+
+    base_s: float = 0.5
+    cap_s: float = 30.0
+    #: A child that lived this long and was ready begins again at the base.
+    steady_s: float = 60.0
+    #: Life after which a child without a readiness check counts as ready.
+    settle_s: float = 1.0
+    #: So many exits before it was ready, within so many seconds: given up.
+    give_up_exits: int = 5
+    give_up_within_s: float = 120.0
 
 
 @dataclass(frozen=True)
@@ -104,6 +121,10 @@ class Running:
         self.restarts = 0
         self.failures = 0
         self.failed_starts: list[float] = []
+        #: It was ready in one of its runs.
+        self.proven = False
+        #: Asked to end by itself, for good.
+        self.retired = False
         self.last_exit: int | None = None
         #: Monotonic time of the first SIGKILL of this run; 0 before it.
         self.killed = 0.0
@@ -138,6 +159,12 @@ class Running:
         self._partial = b""
         output: IO[bytes] | int = subprocess.PIPE
         try:
+            if child.ready_file:
+                # Its predecessor's says nothing of this one.
+                child.ready_file.unlink(missing_ok=True)
+        except OSError as error:
+            raise DiskError(f"{child.name}: cannot remove {child.ready_file}: {error.strerror}") from error
+        try:
             if child.log:
                 child.log.parent.mkdir(parents=True, exist_ok=True)
                 output = child.log.open("ab")
@@ -162,6 +189,14 @@ class Running:
             os.set_blocking(self._process.stdout.fileno(), False)
         self.started, self.killed = time.monotonic(), 0.0
         self.phase = "starting"
+
+    def is_ready(self, settle_s: float) -> bool:
+        """Whether it says so, or without a word has lived for ``settle_s``."""
+        if self.child.ready:
+            return self.child.ready()
+        if self.child.ready_file:
+            return self.child.ready_file.exists()
+        return time.monotonic() - self.started >= settle_s
 
     def reap(self) -> bool:
         """Whether the process has ended since the last call; what it started is then killed."""

@@ -1,7 +1,7 @@
 """A fleet's processes as children of a supervisor: a worker a tier, the collector, Flower, and perhaps a producer."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from configs.profile import COLLECTOR, Profile
@@ -37,13 +37,12 @@ def fleet_children(
 
     def worker(name: str, argv: Sequence[str], threads: int = 1) -> Child:
         ready_file = folder / f"{name}.ready"
-        ready_file.unlink(missing_ok=True)
         return Child(
             name=name,
             argv=argv,
             env={**env, "REDIS_URL": address.url, READY_FILE: str(ready_file), "OMP_NUM_THREADS": str(threads)},
             log=folder / f"{name}.log",
-            ready=_exists(ready_file),
+            ready_file=ready_file,
         )
 
     children = [worker(COLLECTOR, command("collector", "--profile", profile_name))]
@@ -54,7 +53,3 @@ def fleet_children(
     if flower:
         children.append(Child(name="flower", argv=flower.argv, env=flower.env, log=folder / "flower.log"))
     return children
-
-
-def _exists(path: Path) -> Callable[[], bool]:
-    return path.exists

@@ -136,7 +136,8 @@ def make_report(
     note: str,
 ) -> Report:
     """Gathers a run's figures from its rows, the ledger's windows and the journal."""
-    sources = [journal.header.source for journal in journals]
+    # Asked about no source, the database and the ledger tell of all.
+    sources = [journal.header.source for journal in journals] or [""]
     recount = database.recount(sources)
     done = ledger.snapshot([tier.name for tier in profile.tiers]).tallies
     # A user's own server may hold the verdicts of earlier runs.

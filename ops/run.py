@@ -2,29 +2,27 @@
 
 import os
 import shutil
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 
 import structlog
 from rich.console import Console
 
-from configs.errors import AccountError, DiskError
-from configs.profile import load_profile
+from configs.errors import AccountError, BusyError, DiskError
+from configs.profile import Profile, load_profile
 from ops.account import baseline, settle_account
-from ops.child import Child
+from ops.child import Child, Event
 from ops.fleet import command, fleet_children
 from ops.flower import flower_command
 from ops.lock import RunLock
 from ops.progress import Display, Progress, look
 from ops.report import Report, make_report, write_report
-from ops.report_text import print_report
+from ops.report_text import LOG_WIDTH, print_report
 from ops.serve import DATABASE
 from ops.server import EmbeddedServer
-from ops.supervisor import POLL_INTERVAL_S, Supervisor
+from ops.supervisor import POLL_INTERVAL_S, Interrupts, Supervisor
 from producers.admitted import read_journal
 from producers.sources import open_source
 from routing.address import ServerAddress, address_from_environment
@@ -39,35 +37,19 @@ REPORT_FILE = Path("var/report.json")
 RUN_FOLDER = Path("var/run")
 PRODUCER = "producer"
 
-#: With every photo admitted and nothing moving for this long, what is missing will not come any more.
-STILL_S = 20.0
-
-#: Columns of tables where there is no terminal to ask.
-LOG_WIDTH = 120
+#: No progress for this long: the collector ends itself.
+COLLECTOR_STALL_S = 60.0
 
 #: The exit status of what Ctrl-C ended, as a shell gives it.
 INTERRUPTED = 130
 
 
-class Interrupts:
-    """Counts Ctrl-C and SIGTERM: the first drains, the second is at once."""
+def still_s(profile: Profile) -> float:
+    """With every photo admitted and nothing moving for so long, what is missing will not come any more.
 
-    def __init__(self) -> None:
-        self.count = 0
-
-    @contextmanager
-    def heeded(self) -> Iterator["Interrupts"]:
-        """Takes the two signals over."""
-
-        def note(_number: int, _frame: FrameType | None) -> None:
-            self.count += 1
-
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    Longer than recovery takes: a stalled process ends itself, its lease runs out, another one scores its batches.
+    """
+    return 20.0 + profile.delivery.lease_s + max(COLLECTOR_STALL_S, *(tier.stall_s for tier in profile.tiers))
 
 
 def run(photos: str, profile_name: str, *, limit: int | None, flower_port: int | None) -> int:
@@ -98,6 +80,7 @@ def run(photos: str, profile_name: str, *, limit: int | None, flower_port: int |
         require_server(client)
         ledger = Ledger(client)
         before = baseline(ledger, profile)
+        _require_alone(ledger, profile)
         url = f"sqlite:///{(RUN_FOLDER / 'verdicts.db').absolute()}"
         run_id = new_id()[:8]
         env = {DATABASE: url}
@@ -122,8 +105,10 @@ def run(photos: str, profile_name: str, *, limit: int | None, flower_port: int |
             console.print(f"Flower: {flower.url} (user {flower.user}, password {flower.password})")
         if source.note:
             console.print(f"photos: {source.note}")
-        supervisor = stack.enter_context(Supervisor(children))
-        watch = _Watch(supervisor, server, Display(console, source.total, look(ledger, profile)), interrupts)
+        supervisor = stack.enter_context(Supervisor(children, interrupts=interrupts))
+        watch = _Watch(
+            supervisor, server, Display(console, source.total, look(ledger, profile)), interrupts, still_s(profile)
+        )
         try:
             seconds = watch.until_done(lambda: look(ledger, profile))
         finally:
@@ -132,7 +117,9 @@ def run(photos: str, profile_name: str, *, limit: int | None, flower_port: int |
             console.print("interrupted twice: ended at once")
             supervisor.kill()
             return INTERRUPTED
-        with VerdictDatabase(url, create=False) as database:
+        supervisor.stop()
+        # Created when the collector had no time to.
+        with VerdictDatabase(url) as database:
             journals = [read_journal(path) for path in sorted((RUN_FOLDER / "journal").glob("*.jsonl"))]
             account = settle_account(journals, database, ledger, before)
             report = make_report(
@@ -146,7 +133,6 @@ def run(photos: str, profile_name: str, *, limit: int | None, flower_port: int |
                 spec=photos,
                 note=source.note,
             )
-        supervisor.stop()
     write_report(report, REPORT_FILE)
     print_report(report, console)
     return _status(report, account.balanced, interrupted=interrupts.count > 0)
@@ -169,6 +155,21 @@ def _server(stack: ExitStack, console: Console) -> tuple[ServerAddress, Embedded
     return server.address, server
 
 
+def _require_alone(ledger: Ledger, profile: Profile) -> None:
+    """No other fleet may live on the server: its collector would take verdicts into its own database.
+
+    Raises:
+        BusyError: a beat moved.
+    """
+    seen = ledger.beats()
+    until_s = time.monotonic() + 2.5 * profile.delivery.beat_s
+    # What stands still is left of processes that were killed.
+    while seen and time.monotonic() < until_s:
+        time.sleep(POLL_INTERVAL_S)
+        if any(seen.get(owner) != beat for owner, beat in ledger.beats().items()):
+            raise BusyError("a fleet runs on this server: feed it with natix-fleet feed, or stop it first")
+
+
 def _status(report: Report, balanced: bool, *, interrupted: bool) -> int:
     if not balanced or report.lost or report.counted_twice:
         return AccountError.exit_status
@@ -179,12 +180,18 @@ class _Watch:
     """Watches a run until every admitted photo ended, or will not end any more."""
 
     def __init__(
-        self, supervisor: Supervisor, server: EmbeddedServer | None, display: Display, interrupts: Interrupts
+        self,
+        supervisor: Supervisor,
+        server: EmbeddedServer | None,
+        display: Display,
+        interrupts: Interrupts,
+        still_s: float,
     ) -> None:
         self.display = display
         self._supervisor = supervisor
         self._server = server
         self._interrupts = interrupts
+        self._still_s = still_s
 
     def until_done(self, look_now: Callable[[], Progress]) -> float:
         """Returns the seconds from the first admitted photo to the last verdict.
@@ -197,11 +204,11 @@ class _Watch:
         looked_s = 0.0
         asked_to_end = False
         while True:
-            self._poll()
-            now_s = time.monotonic()
             if self._interrupts.count and not asked_to_end:
                 asked_to_end = True
-                self._end_producer()
+                self._supervisor.retire(PRODUCER)
+            self._poll()
+            now_s = time.monotonic()
             if self._interrupts.count > 1:
                 return now_s - began_s
             if now_s - looked_s > 0.25:
@@ -215,7 +222,7 @@ class _Watch:
                 self.display.show(now, "| draining after Ctrl-C, again to end at once" if asked_to_end else "")
                 if fed and now.in_fleet == 0:
                     return moved_s - began_s
-                if fed and now_s - moved_s > STILL_S and self._supervisor.all_ready:
+                if fed and now_s - moved_s > self._still_s and self._supervisor.all_ready:
                     return moved_s - began_s
             time.sleep(POLL_INTERVAL_S)
 
@@ -223,13 +230,12 @@ class _Watch:
         if self._server:
             self._server.revive()
         for event in self._supervisor.poll():
-            if event.child != PRODUCER and event.what in ("exited", "restarts", "given up"):
+            if event.what in ("exited", "restarts", "given up", "killed") and not _clean_finish(event):
                 log.warning("child", name=event.child, what=event.what, detail=event.detail)
 
     def _producer_finished(self) -> bool:
         return any(state.name == PRODUCER and state.phase == "finished" for state in self._supervisor.states)
 
-    def _end_producer(self) -> None:
-        for state in self._supervisor.states:
-            if state.name == PRODUCER and state.pid is not None:
-                os.kill(state.pid, signal.SIGTERM)
+
+def _clean_finish(event: Event) -> bool:
+    return event == Event(PRODUCER, "exited", "exit status 0")

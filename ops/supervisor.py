@@ -11,32 +11,41 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, Self, TextIO
 
-from configs.errors import ConfigError, FleetError, UsageError
-from ops.child import STUCK_S, Child, ChildState, Event, Running
+from configs.errors import BusyError, ConfigError, FleetError, ServerError, UsageError
+from ops.child import STUCK_S, Backoff, Child, ChildState, Event, Running
 
 POLL_INTERVAL_S = 0.05
 
 #: A mistake in the configuration does not heal by trying again.
 _HOPELESS = {UsageError.exit_status, ConfigError.exit_status}
+#: A server that is away comes back, and who is busy ends.
+_PASSING = {ServerError.exit_status, BusyError.exit_status}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Backoff:
-    """When a dead child is started again: base, doubled at each death up to the cap, half of it by chance."""
+class Interrupts:
+    """Counts SIGINT, SIGTERM and SIGHUP: the first drains, the second is at once."""
 
-    base_s: float = 0.5
-    cap_s: float = 30.0
-    #: A child that lived this long and was ready begins again at the base.
-    steady_s: float = 60.0
-    #: Life after which a child without a readiness check counts as ready.
-    settle_s: float = 1.0
-    #: So many exits before it was ready, within so many seconds: given up.
-    give_up_exits: int = 5
-    give_up_within_s: float = 120.0
+    def __init__(self) -> None:
+        self.count = 0
+
+    @contextmanager
+    def heeded(self) -> Iterator["Interrupts"]:
+        """Takes the signals over; for the main thread."""
+
+        # Only counted: the handler may run in the middle of anything.
+        def note(_number: int, _frame: FrameType | None) -> None:
+            self.count += 1
+
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before: dict[signal.Signals, Any] = {number: signal.signal(number, note) for number in numbers}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 class Supervisor:
@@ -48,6 +57,7 @@ class Supervisor:
         children: in the order of start; a child may only wait for earlier ones.
         backoff: how soon a dead child is started again, and when it is given up.
         stream: gets the output of children without a log file, each line after its child's name.
+        interrupts: who counts the signals that ``run`` and ``stop`` heed, when it is not this supervisor.
 
     Raises:
         ValueError: two children share a name, or one waits for a name that does not come before it.
@@ -58,6 +68,7 @@ class Supervisor:
         children: Sequence[Child],
         backoff: Backoff | None = None,
         stream: TextIO | None = None,
+        interrupts: Interrupts | None = None,
     ) -> None:
         names: list[str] = []
         for child in children:
@@ -72,7 +83,7 @@ class Supervisor:
         self._events: list[Event] = []
         self._draining = False
         self._fault: FleetError | None = None
-        self._signals = 0
+        self._interrupts = interrupts or Interrupts()
 
     @property
     def states(self) -> list[ChildState]:
@@ -111,6 +122,15 @@ class Supervisor:
                 self._start_if_due(running, now)
         events, self._events = self._events, []
         return events
+
+    def retire(self, name: str) -> None:
+        """Asks one child to end, for good: it is not started any more, however the process that runs now ends."""
+        running = self._children[name]
+        running.retired = True
+        if running.phase in {"waiting", "backing off"}:
+            running.phase = "finished"
+        elif running.phase in {"starting", "ready"}:
+            running.ask_to_end()
 
     def drain(self) -> None:
         """Asks all children to end, in the reverse order of start; ``poll`` does it.
@@ -154,7 +174,7 @@ class Supervisor:
         Raises:
             FleetError: a child was given up; the others have been drained.
         """
-        with self._signals_counted(), self:
+        with self._interrupts.heeded(), self:
             while not self.ended:
                 self._heed_signals()
                 events = self.poll()
@@ -164,24 +184,10 @@ class Supervisor:
         if self._fault is not None:
             raise self._fault
 
-    @contextmanager
-    def _signals_counted(self) -> Iterator[None]:
-        # Only counted: the handler may run in the middle of a poll.
-        def count(_number: int, _frame: FrameType | None) -> None:
-            self._signals += 1
-
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before: dict[signal.Signals, Any] = {number: signal.signal(number, count) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     def _heed_signals(self) -> None:
-        if self._signals > 1:
+        if self._interrupts.count > 1:
             self.kill()
-        elif self._signals == 1:
+        elif self._interrupts.count == 1:
             self.drain()
 
     def _note(self, running: Running, what: str, detail: str = "") -> None:
@@ -203,8 +209,9 @@ class Supervisor:
 
     def _check_ready(self, running: Running, now: float) -> None:
         child, age_s = running.child, now - running.started
-        if child.ready() if child.ready else age_s >= self._backoff.settle_s:
+        if running.is_ready(self._backoff.settle_s):
             running.phase = "ready"
+            running.proven = True
             self._note(running, "ready", f"after {age_s:.1f} s")
         elif age_s > child.ready_within_s and not running.killed:
             # Its exit is seen by the next poll and counts as a failed start.
@@ -217,16 +224,22 @@ class Supervisor:
         if self._draining:
             running.phase = "stopped"
             return
-        if status == 0 and not running.child.lasting:
+        if running.retired or (status == 0 and not running.child.lasting):
             running.phase = "finished"
+            return
+        if not running.child.lasting and status is not None and status > 0 and status not in _PASSING:
+            self._give_up(running, f"{running.child.name} failed", status)
             return
         if was_ready and now - running.started >= self._backoff.steady_s:
             running.failures = 0
-        if not was_ready:
+        # One that was ready before waits for its server as long as it takes.
+        if not was_ready and not (running.proven and status in _PASSING):
             running.failed_starts = [at for at in running.failed_starts if now - at < self._backoff.give_up_within_s]
             running.failed_starts.append(now)
             if status in _HOPELESS or len(running.failed_starts) >= self._backoff.give_up_exits:
-                self._give_up(running)
+                starts = f"{len(running.failed_starts)} time{'s' * (len(running.failed_starts) > 1)}"
+                own = status if status in _HOPELESS or not running.child.lasting else None
+                self._give_up(running, f"{running.child.name} ended before it was ready, {starts}", own)
                 return
         delay_s = min(self._backoff.cap_s, self._backoff.base_s * 2**running.failures)
         # Children that died together, of a server that went away, must not come back in step.
@@ -237,16 +250,14 @@ class Supervisor:
         running.phase = "backing off"
         self._note(running, "restarts", f"in {delay_s:.1f} s")
 
-    def _give_up(self, running: Running) -> None:
+    def _give_up(self, running: Running, why: str, status: int | None) -> None:
+        """The fault: why, its last lines, and its own exit status where that says more than "a child failed"."""
         lines = running.last_lines() or ["(it wrote nothing)"]
-        starts = len(running.failed_starts)
-        self._fault = FleetError(
-            f"{running.child.name} ended before it was ready, {starts} time{'s' * (starts > 1)}: "
-            f"{running.how_it_ended()}; its last lines:\n  " + "\n  ".join(lines)
-        )
-        self._fault.exit_status = running.last_exit if running.last_exit in _HOPELESS else FleetError.exit_status
+        self._fault = FleetError(f"{why}: {running.how_it_ended()}; its last lines:\n  " + "\n  ".join(lines))
+        if status is not None and status > 0:
+            self._fault.exit_status = status
         running.phase = "stopped"
-        self._note(running, "given up", f"{starts} failed starts")
+        self._note(running, "given up", f"{len(running.failed_starts)} failed starts" if running.failed_starts else why)
 
     def _drain_step(self, now: float) -> None:
         for running in reversed(self._children.values()):

@@ -290,6 +290,11 @@ class Ledger:
         }
         return Tick(ready=ready, beats=beats)
 
+    def beats(self) -> dict[str, int]:
+        """Every listed owner's beat; one that moves is a process that lives."""
+        beats: Any = self.server.hgetall(PREFIX + "owners")
+        return _counts(beats)
+
     def replay(self, source: str, position: int, tier: str, blob: bytes, stored_bytes: int, *, in_server: bool) -> str:
         """Sends a quarantined photo on its way once more.
 

@@ -13,11 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyarrow as pa
 import pytest
 import redis
+from pyarrow import parquet
 
+from configs.profile import load_profile
+from ops.account import baseline, settle_account
 from ops.report import Report
+from ops.run import still_s
 from ops.server import EmbeddedServer
+from producers.admitted import read_journal
+from producers.journal import Journal
+from producers.sources import open_source
+from routing.ledger import Ledger
+from tests.ledgers import admit
+from workers.verdicts import VerdictDatabase
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT.parent / "shared" / "roadwork-photos"
@@ -118,6 +129,38 @@ def test_ctrl_c_drains(tmp_path: Path) -> None:
     assert processes_in(tmp_path) == []
 
 
+@pytest.mark.parametrize("log", ["collector", "producer"])
+def test_ctrl_c_before_the_producer_listens(tmp_path: Path, log: str) -> None:
+    """Ctrl-C while workers warm up, or while the producer starts, ends the run soon: 130, a report, nothing fed."""
+    run = start(tmp_path, "--photos", "rendered:5000")
+    deadline_s = time.monotonic() + 60
+    while not (tmp_path / f"var/run/{log}.log").exists() and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    run.send_signal(signal.SIGINT)
+    status, output = finish(run, within_s=40)
+    assert status == 130, output
+    figures = report(tmp_path)
+    assert (figures["admitted"], figures["settled"], figures["lost"], figures["problems"]) == (0, 0, 0, [])
+    assert processes_in(tmp_path) == []
+
+
+def test_a_producer_that_fails_ends_the_run(tmp_path: Path) -> None:
+    """A damaged row group ends the run with the producer's own 66 and its last words, not an endless silence."""
+    path = tmp_path / "a.parquet"
+    images = [{"bytes": photo.data} for photo in open_source("rendered:40").photos(0)]
+    parquet.write_table(pa.table({"image": images, "label": [0, 1] * 20}), path, row_group_size=10)
+    column = parquet.read_metadata(path).row_group(3).column(0)
+    data = bytearray(path.read_bytes())
+    at = column.dictionary_page_offset or column.data_page_offset
+    data[at : at + 64] = b"\xff" * 64
+    path.write_bytes(data)
+    status, output = finish(start(tmp_path, "--photos", str(path)), within_s=60)
+    assert status == 66, output
+    assert "producer failed: exit status 66" in output
+    assert "a.parquet" in output.partition("its last lines")[2]
+    assert processes_in(tmp_path) == []
+
+
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[EmbeddedServer]:
     with EmbeddedServer(tmp_path / "own-server", fsync="everysec") as server:
@@ -177,6 +220,61 @@ def test_a_lost_batch_is_seen(tmp_path: Path, own_server: EmbeddedServer) -> Non
     assert status == 1, output
     assert report(tmp_path)["lost"] == lost[0]
     assert "problem:" in output
+
+
+def test_what_is_in_the_fleet_is_not_lost(tmp_path: Path, own_server: EmbeddedServer) -> None:
+    """Photos without a row are lost only when they are not in the fleet either; the report says where to look."""
+    profile = load_profile("demo")
+    with redis.Redis.from_url(own_server.url) as client, VerdictDatabase(f"sqlite:///{tmp_path}/v.db") as database:
+        ledger = Ledger(client)
+        before = baseline(ledger, profile)
+        admit(ledger, "s", 10, size=4, tier="scout-s")
+        with Journal.create(tmp_path, "s", profile="p", spec="s", limit=None, started_ms=1) as journal:
+            journal.admitted(0, 10, labels=[1] * 10, origins=["o"] * 10, seen=[False] * 10, bad=[])
+        journals = [read_journal(journal.path)]
+        account = settle_account(journals, database, ledger, before)
+        assert (account.lost, account.balanced) == (0, False)
+        assert "10 photos are still in the fleet: see var/run/*.log" in account.problems
+        assert client.register_script(TAKE_ONE)(args=["scout-s"]) == 4
+        account = settle_account(journals, database, ledger, before)
+        assert account.lost == 4
+        assert "6 photos are still in the fleet: see var/run/*.log" in account.problems
+
+
+def test_loss_is_declared_after_recovery() -> None:
+    """A run waits longer for what does not move than a stalled tier or collector takes to end, and its lease."""
+    profile = load_profile("demo")
+    assert still_s(profile) >= 80 + profile.delivery.lease_s
+    slow = msgspec.structs.replace(profile.tiers[0], stall_s=300.0)
+    assert still_s(msgspec.structs.replace(profile, tiers=(slow,))) >= 320 + profile.delivery.lease_s
+
+
+def test_a_living_fleet_is_not_joined(tmp_path: Path, own_server: EmbeddedServer) -> None:
+    """On a server with a living fleet a run is refused with 75; what a killed one left there is no obstacle."""
+    env = {**os.environ, "REDIS_URL": own_server.url}
+    other = tmp_path / "other"
+    other.mkdir()
+    collector = subprocess.Popen(
+        [sys.executable, "-m", "ops.cli", "collector"],
+        cwd=other,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with redis.Redis.from_url(own_server.url) as client:
+            deadline_s = time.monotonic() + 30
+            while not client.hlen("{nf}:owners"):
+                assert time.monotonic() < deadline_s
+                time.sleep(0.05)
+        status, output = finish(start(tmp_path, "--photos", "rendered:5", env=env))
+        assert status == 75, output
+        assert "a fleet runs on this server: feed it with natix-fleet feed, or stop it first" in output
+    finally:
+        collector.kill()
+        collector.wait()
+    status, output = finish(start(tmp_path, "--photos", "rendered:5", env=env))
+    assert status == 0, output
 
 
 def test_a_batch_applied_twice_is_seen(tmp_path: Path, own_server: EmbeddedServer) -> None:

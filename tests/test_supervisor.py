@@ -15,8 +15,8 @@ import pytest
 import structlog
 
 from configs.errors import ConfigError, DiskError, FleetError, UsageError
-from ops.child import Child, Event
-from ops.supervisor import Backoff, Supervisor
+from ops.child import Backoff, Child, Event
+from ops.supervisor import Supervisor
 from routing.logs import configure_logging, without_secrets
 
 QUICK = Backoff(base_s=0.05, cap_s=0.2, settle_s=0.2, give_up_exits=3)
@@ -162,6 +162,96 @@ def test_cannot_start(tmp_path: Path) -> None:
         Supervisor([Child(name="x", argv=["true"], after=("y",))])
 
 
+@pytest.mark.parametrize(("status", "n"), [(66, 1), (73, 1), (1, 1), (75, 3)])
+def test_a_failed_job_is_given_up(status: int, n: int, tmp_path: Path) -> None:
+    """A job's own error after it settled is final, a passing one is not; its status and last lines are passed on."""
+    runs = tmp_path / "runs"
+    program = (
+        "import sys, time, pathlib; print('no more'); time.sleep(0.4); f = pathlib.Path(sys.argv[1]).open('a');"
+        "f.write('x'); f.close(); n = pathlib.Path(sys.argv[1]).stat().st_size; sys.exit(int(sys.argv[2]) * (n < 3))"
+    )
+    job = Child(name="job", argv=python(program, str(runs), str(status)), lasting=False)
+    supervisor = Supervisor([job], QUICK, io.StringIO())
+    if status == 75:
+        supervisor.run()
+    else:
+        with pytest.raises(FleetError, match=rf"(?s)job failed: exit status {status}; .*no more") as caught:
+            poll_until(supervisor, lambda: False, within_s=10)
+        assert caught.value.exit_status == status
+    assert len(runs.read_text()) == n
+
+
+def test_a_killed_job_is_restarted(tmp_path: Path) -> None:
+    """A job that somebody kills begins again, and is finished when it ended as it should."""
+    flag = tmp_path / "flag"
+    program = "import sys, time, pathlib; time.sleep(0 if pathlib.Path(sys.argv[1]).exists() else 60)"
+    job = Child(name="job", argv=python(program, str(flag)), lasting=False)
+    with Supervisor([job], QUICK, io.StringIO()) as supervisor:
+        poll_until(supervisor, lambda: supervisor.all_ready)
+        flag.touch()
+        os.kill(supervisor.states[0].pid or 0, signal.SIGKILL)
+        poll_until(supervisor, lambda: supervisor.ended)
+        assert (supervisor.states[0].phase, supervisor.states[0].restarts) == ("finished", 1)
+
+
+def test_retired_before_its_turn() -> None:
+    """A job that is retired while it waits for another child is finished and never starts."""
+    children = [
+        Child(name="slow", argv=python(FOREVER), ready=lambda: False),
+        Child(name="job", argv=python(FOREVER), after=("slow",), lasting=False),
+    ]
+    with Supervisor(children, QUICK, io.StringIO()) as supervisor:
+        poll_until(supervisor, lambda: supervisor.states[0].pid)
+        supervisor.retire("job")
+        assert supervisor.states[1].phase == "finished"
+        assert supervisor.poll() == []
+        assert supervisor.states[1].pid is None
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_retired_without_a_handler(settled: bool) -> None:
+    """A job whose process dies of the signal, because it has no handler yet, is not started again."""
+    stream = io.StringIO()
+    job = Child(name="job", argv=python(FOREVER), lasting=False)
+    with Supervisor([job], QUICK, stream) as supervisor:
+        poll_until(supervisor, lambda: supervisor.all_ready if settled else supervisor.states[0].pid)
+        supervisor.retire("job")
+        events = poll_until(supervisor, lambda: supervisor.ended, within_s=5)
+        assert [event.what for event in events if event.what != "ready"] == ["exited"]
+        assert (supervisor.states[0].phase, supervisor.states[0].last_exit) == ("finished", -signal.SIGTERM)
+
+
+READY_ONCE = """
+import pathlib, sys, time
+ready, ran, status = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3])
+runs = len(ran.read_text()) if ran.exists() else 0
+ran.write_text("x" * (runs + 1))
+if runs:
+    time.sleep(0.1)
+    sys.exit(status)
+ready.touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("status", "given_up"), [(1, "3 times"), (78, "1 time"), (69, "")])
+def test_a_restarted_child_is_not_ready_by_its_predecessor(status: int, given_up: str, tmp_path: Path) -> None:
+    """After a restart the old ready file says nothing: failed starts count, but a server away is waited for."""
+    ready, ran = tmp_path / "ready", tmp_path / "ran"
+    ready.touch()
+    child = Child(name="w", argv=python(READY_ONCE, str(ready), str(ran), str(status)), ready_file=ready)
+    with Supervisor([child], QUICK, io.StringIO()) as supervisor:
+        events = poll_until(supervisor, lambda: supervisor.all_ready)
+        assert [event.what for event in events] == ["started", "ready"]
+        assert ran.read_text() == "x"
+        os.kill(supervisor.states[0].pid or 0, signal.SIGKILL)
+        if given_up:
+            with pytest.raises(FleetError, match=f"w ended before it was ready, {given_up}: exit status {status}"):
+                poll_until(supervisor, lambda: False)
+        else:
+            poll_until(supervisor, lambda: len(ran.read_text()) > QUICK.give_up_exits + 2)
+
+
 def test_not_ready_in_time() -> None:
     """A child that is not ready within its time is killed, which counts as a failed start."""
     child = Child(name="slow", argv=python(FOREVER), ready=lambda: False, ready_within_s=0.2)
@@ -262,6 +352,34 @@ def test_second_signal_kills() -> None:
         parent.send_signal(signal.SIGINT)
         parent.communicate(timeout=20)
     assert time.monotonic() - begun < 10
+    assert not alive(pid)
+
+
+STOPPING = """
+import sys, time
+from ops.child import Child
+from ops.supervisor import Interrupts, Supervisor
+with Interrupts().heeded() as interrupts:
+    child = Child(name="x", argv=[sys.executable, "-c", sys.argv[1]], drain_s=60)
+    supervisor = Supervisor([child], stream=sys.stdout, interrupts=interrupts)
+    while not supervisor.all_ready:
+        supervisor.poll()
+    print(supervisor.states[0].pid, flush=True)
+    supervisor.stop()
+"""
+
+
+def test_second_signal_kills_while_it_stops() -> None:
+    """One who counts the signals for the supervisor hurries its stop() by the second one."""
+    with subprocess.Popen(python(STOPPING, STUBBORN), stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        assert parent.stdout.readline() == "x | up\n"
+        pid = int(parent.stdout.readline())
+        parent.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert alive(pid)
+        parent.send_signal(signal.SIGINT)
+        assert parent.wait(timeout=10) == 0
     assert not alive(pid)
 
 
