@@ -47,7 +47,10 @@ def flower_command(address: ServerAddress, port: int = DEFAULT_PORT) -> FlowerCo
         BusyError: somebody listens on the port.
     """
     if not port_is_free(port):
-        raise BusyError(f"Flower's port {port} is taken: stop what uses it, or choose another with --flower-port")
+        raise BusyError(
+            f"Flower's port {port} is taken: stop what uses it, or choose another with "
+            "--flower-port (make: FLOWER_PORT=5556), or none with --flower-port 0 (make: FLOWER_PORT=0)"
+        )
     given = os.environ.get("FLOWER_BASIC_AUTH", "").partition(",")[0]
     user, colon, password = given.partition(":")
     if not (user and colon and password):

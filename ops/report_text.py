@@ -6,6 +6,9 @@ from rich.table import Table
 
 from ops.report import Report, Window
 
+#: Columns of tables where there is no terminal to ask.
+LOG_WIDTH = 120
+
 
 def print_report(report: Report, console: Console) -> None:
     """The report for people: accounts first, figures after, each with what it is worth."""

@@ -10,7 +10,7 @@ from configs.profile import COLLECTOR, Profile
 from ops.account import as_counts, ring_counts
 from ops.progress import look
 from ops.report import Window, subnet_figures, window_of
-from ops.report_text import show
+from ops.report_text import LOG_WIDTH, show
 from routing.address import address_from_environment
 from routing.ledger import Ledger
 from routing.server_check import require_server
@@ -35,6 +35,8 @@ def print_status(profile: Profile, *, as_json: bool) -> None:
     for name, t in (*now.tiers.items(), (COLLECTOR, now.collector)):
         table.add_row(name, str(t.ready), str(t.in_flight), str(t.settled), str(t.escalated))
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
     console.print(table)
     console.print(
         f"admitted {now.admitted}, ended {now.ended} ({now.quarantined} quarantined, {now.late} late), "

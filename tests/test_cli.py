@@ -129,7 +129,7 @@ def test_a_mistyped_command_is_told_how_to_ask(here: Path, argv: tuple[str, ...]
         ((*FLEET, "quarantine", "show", "photo.jpg"), UsageError, ("SOURCE:POSITION", "quarantine list")),
         ((*FLEET, "quarantine", "show", "a:²"), UsageError, ("SOURCE:POSITION",)),
         ((*FLEET, "quarantine", "replay", "a:1", "a:" + "9" * 30), UsageError, ("SOURCE:POSITION",)),
-        ((*FLEET, "quarantine", "show", "a:1"), ConfigError, ("no verdict database", "the collector makes it")),
+        ((*FLEET, "quarantine", "show", "a:1"), ConfigError, ("no verdict database at /", "the collector makes it")),
         ((*FLEET, "verdicts", "export", "verdicts.txt"), UsageError, ("verdicts.txt", ".parquet or .csv")),
         ((*FLEET, "verdicts", "export", "verdicts.csv"), ConfigError, ("no verdict database", "the collector makes")),
     ],
@@ -253,7 +253,7 @@ def test_a_taken_flower_port_is_refused(server: EmbeddedServer, command: str) ->
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = run(*FLEET, command, "--flower-port", port, REDIS_URL=server.url)
-    refuses(done, BusyError, f"port {port} is taken", "--flower-port")
+    refuses(done, BusyError, f"port {port} is taken", "--flower-port", "FLOWER_PORT=0")
 
 
 @pytest.mark.parametrize(
@@ -519,3 +519,13 @@ def test_no_engine_is_imported_before_its_device_is_chosen() -> None:
     """What a worker imports before it pins its device holds no engine's library."""
     code = "import sys, ops.cli, ops.serve; print(*{'onnxruntime', 'torch'} & sys.modules.keys())"
     assert run(sys.executable, "-c", code).stdout.strip() == ""
+
+
+@pytest.mark.usefixtures("here", "redis_client")
+def test_a_status_in_a_file_is_as_wide_as_its_tables(server: EmbeddedServer) -> None:
+    """Without a terminal a line of the status is not broken at 80 columns."""
+    done = run(*FLEET, "status", REDIS_URL=server.url)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("admitted 0")]
+    assert line.endswith("processes 0")
+    assert len(line) > 80

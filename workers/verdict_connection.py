@@ -67,7 +67,9 @@ def _sqlite(url: sa.URL, name: str, create: bool, busy_s: float) -> sa.Engine:
         raise ConfigError(f"database URL {name!r} names no file, and verdicts must outlive the process: {_FORMS}")
     path = Path(str(url.database))
     if not create and not path.exists():
-        raise ConfigError(f"there is no verdict database at {path}; the collector makes it with its first start")
+        raise ConfigError(
+            f"there is no verdict database at {path.absolute()}; the collector makes it with its first start"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

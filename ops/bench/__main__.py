@@ -16,7 +16,7 @@ from configs.errors import DiskError, FleetError
 from ops.bench import celery_plain, fleet
 from ops.bench.processes import Measured
 from ops.lock import RunLock
-from ops.run import LOG_WIDTH
+from ops.report_text import LOG_WIDTH
 from ops.server import EmbeddedServer
 from routing.logs import configure_logging
 
