@@ -1,8 +1,7 @@
 """What a user would build instead: plain Celery, one acks_late task an image, same hops, as many processes.
 
 No events, no results, no ledger, no database row, no windows: it does less, and loses images (docs/delivery.md). The
-collector
-only counts. kombu publishes the producer's tasks in batches.
+collector only counts. kombu publishes the producer's tasks in batches.
 """
 
 import os
@@ -16,7 +15,7 @@ from celery import Celery, signals
 from kombu.entity import Queue
 
 from ops.bench.null_engine import ESCALATES_EVERY, label_of
-from ops.bench.processes import Measured, cpu_s, started
+from ops.bench.processes import Measured, cpu_s, started, wait_for_all
 from ops.serve import READY_FILE
 from ops.server import EmbeddedServer
 from routing.address import ServerAddress, address_from_environment
@@ -66,7 +65,12 @@ def make_app(address: ServerAddress, prefetch: int) -> Celery:
 
 
 def measure(server: EmbeddedServer, folder: Path, images: int, pool: str, prefetch: int) -> Measured:
-    """Starts three workers, publishes, and waits for the count; ``images`` is a multiple of REPORT_EVERY."""
+    """Starts three workers, publishes, and waits for the count; ``images`` is a multiple of REPORT_EVERY.
+
+    Raises:
+        AccountError: images did not arrive.
+        ServerError: a worker did not start.
+    """
     client = server.address.connect()
     client.flushall()
     env = {"REDIS_URL": server.url, "NATIX_BENCH_PREFETCH": str(prefetch), "NATIX_BENCH_POOL": pool}
@@ -79,8 +83,7 @@ def measure(server: EmbeddedServer, folder: Path, images: int, pool: str, prefet
         with app.amqp.producer_pool.acquire(block=True) as producer, producer.batch(256):
             for position in range(images):
                 app.send_task(HOPS[0], (position, label_of(position)), queue=HOPS[0], producer=producer)
-        while int(client.get(DONE_KEY) or 0) < images:
-            time.sleep(0.005)
+        wait_for_all(lambda: int(client.get(DONE_KEY) or 0), images, f"plain Celery, {pool}, prefetch {prefetch}")
         took_s = time.perf_counter() - begun_s
         used_s = cpu_s(children) + time.process_time() - before_s
     return Measured(images=images, seconds=took_s, cpu_s=used_s)

@@ -6,19 +6,18 @@ import sys
 import time
 from pathlib import Path
 
-import click
 from msgspec import Struct
 
+from configs.errors import AccountError
 from ops.account import baseline, settle_account
 from ops.bench.null_engine import NullEngine, label_of, load_references
-from ops.bench.processes import Measured, cpu_s, started
+from ops.bench.processes import Measured, cpu_s, started, wait_for_all
 from ops.bench.profile import bench_profile
 from ops.serve import DATABASE, READY_FILE, serve_collector, serve_tier
 from ops.server import EmbeddedServer
 from producers.admission import Admission
 from producers.admitted import read_journal
 from producers.journal import Journal
-from routing.address import address_from_environment
 from routing.broker import Doorbells, make_app
 from routing.ledger import Ledger
 from routing.logs import configure_logging
@@ -39,7 +38,12 @@ class Settings(Struct, frozen=True):
 
 
 def measure(server: EmbeddedServer, folder: Path, settings: Settings) -> Measured:
-    """Starts the fleet, feeds it, waits until all are in windows and database; checks the account."""
+    """Starts the fleet, feeds it, waits until all are in windows and database; checks the account.
+
+    Raises:
+        AccountError: images did not arrive, or the account does not balance.
+        ServerError: a process did not start.
+    """
     env = {
         "REDIS_URL": server.url,
         DATABASE: f"sqlite:///{folder / 'verdicts.db'}",
@@ -70,14 +74,13 @@ def measure(server: EmbeddedServer, folder: Path, settings: Settings) -> Measure
                 ),
                 settings,
             )
-        while ledger.snapshot([]).use.get("items", 0):
-            time.sleep(0.005)
+        wait_for_all(lambda: settings.images - ledger.snapshot([]).use.get("items", 0), settings.images, "natix-fleet")
         took_s = time.perf_counter() - begun_s
         used_s = cpu_s([*pids, server.pid or 0]) + _own_cpu_s() - cpu_before_s
     with VerdictDatabase(env[DATABASE], create=False) as database:
         account = settle_account([read_journal(journal.path)], database, ledger, before)
     if not account.balanced or account.admitted != settings.images:
-        raise click.ClickException(f"the account does not balance: {account.problems or account}")
+        raise AccountError(f"the account does not balance: {account.problems or account}")
     return Measured(images=settings.images, seconds=took_s, cpu_s=used_s)
 
 
@@ -113,7 +116,6 @@ def main() -> None:
     """A process of the measured fleet: first, second or collector."""
     configure_logging(f"bench-{sys.argv[1]}", "warning")
     profile = bench_profile(int(os.environ["NATIX_BENCH_BATCH"]))
-    address_from_environment()
     if sys.argv[1] == "collector":
         serve_collector(profile)
     else:

@@ -4,15 +4,17 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from msgspec import Struct
 
-from configs.errors import ServerError
+from configs.errors import AccountError, ServerError
 
 _READY_WITHIN_S = 60.0
+#: A count that does not move for this long will not move any more.
+_STILL_S = 30.0
 
 
 class Measured(Struct, frozen=True):
@@ -71,6 +73,21 @@ def started(
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+
+
+def wait_for_all(count: Callable[[], int], images: int, what: str) -> None:
+    """Waits until ``count`` says ``images``.
+
+    Raises:
+        AccountError: it stood still for long; with how many came.
+    """
+    last, moved_s = -1, time.monotonic()
+    while (now := count()) < images:
+        if now != last:
+            last, moved_s = now, time.monotonic()
+        elif time.monotonic() - moved_s > _STILL_S:
+            raise AccountError(f"{what}: {now:,} of {images:,} images came, and no more for {_STILL_S:g} s")
+        time.sleep(0.005)
 
 
 def cpu_s(pids: Sequence[int]) -> float:
