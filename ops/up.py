@@ -13,6 +13,7 @@ import click
 import redis
 import structlog
 
+from configs.errors import DiskError
 from configs.profile import load_profile
 from ops.child import Event
 from ops.fleet import fleet_children
@@ -22,7 +23,7 @@ from ops.lock import RunLock
 from ops.serve import DATABASE, database_url
 from ops.server import EmbeddedServer
 from ops.supervisor import Supervisor
-from routing.address import SERVER_URL_FILE, ServerAddress, address_from_environment
+from routing.address import SERVER_URL_FILE, ServerAddress, address_from_environment, is_live
 from routing.retry import ServerRetry
 from routing.server_check import require_server
 
@@ -93,10 +94,20 @@ def _is_there(address: ServerAddress) -> bool:
 def _embedded(stack: ExitStack, folder: Path, port: int, fsync: Literal["always", "everysec"]) -> EmbeddedServer:
     """An embedded server that other commands of this folder find by var/server/url, as long as it runs."""
     server = EmbeddedServer(folder, port, fsync)
+    if not is_live(SERVER_URL_FILE):
+        # What a killed server left would lead whoever waits for this one astray.
+        _forget_url()
     stack.enter_context(server)
     server.write_url(SERVER_URL_FILE)
-    stack.callback(SERVER_URL_FILE.unlink, missing_ok=True)
+    stack.callback(_forget_url)
     return server
+
+
+def _forget_url() -> None:
+    try:
+        SERVER_URL_FILE.unlink(missing_ok=True)
+    except OSError as error:
+        raise DiskError(f"cannot remove {SERVER_URL_FILE}: {error.strerror}") from error
 
 
 def serve_server(folder: Path, port: int, fsync: Literal["always", "everysec"]) -> None:

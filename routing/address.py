@@ -267,7 +267,7 @@ def address_from_environment(
     named = environ.get("REDIS_URL_FILE")
     # honcho starts a Procfile's lines all at once: its workers wait until the server there has written its URL.
     wait_until_s = time.monotonic() + _wait_s(environ)
-    while not named and time.monotonic() < wait_until_s and not _is_live(url_file):
+    while not named and time.monotonic() < wait_until_s and not is_live(url_file):
         time.sleep(0.1)
     origin, path = ("REDIS_URL_FILE", Path(named)) if named else (str(url_file), url_file)
     try:
@@ -289,7 +289,7 @@ def _wait_s(environ: Mapping[str, str]) -> float:
     return float(text)
 
 
-def _is_live(url_file: Path) -> bool:
+def is_live(url_file: Path) -> bool:
     """Whether a server listens where the file says; one that was killed leaves its file behind."""
     try:
         url = url_file.read_text(encoding="utf-8")

@@ -529,3 +529,18 @@ def test_a_status_in_a_file_is_as_wide_as_its_tables(server: EmbeddedServer) -> 
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("admitted 0")]
     assert line.endswith("processes 0")
     assert len(line) > 80
+
+
+def test_a_server_takes_a_killed_ones_url_away_and_leaves_a_living_ones(here: Path, server: EmbeddedServer) -> None:
+    """A stale var/server/url is gone before the new server starts; a second server leaves the first one's alone."""
+    url = here / "var/server/url"
+    url.parent.mkdir(parents=True)
+    port = str(server.port)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url.write_text(f"redis://:old@127.0.0.1:{closed.getsockname()[1]}/0")
+        refuses(run(*FLEET, "server", "--port", port), BusyError, f"port {port} is taken")
+    assert not url.exists()
+    url.write_text(server.url)
+    refuses(run(*FLEET, "server", "--port", port), BusyError, f"port {port} is taken")
+    assert url.read_text() == server.url
