@@ -24,7 +24,6 @@ from routing.retry import ServerRetry
 
 #: Where ``natix-fleet server`` leaves the URL of the server that it runs, under the working directory.
 SERVER_URL_FILE = Path("var/server/url")
-
 CONNECT_TIMEOUT_S = 5.0
 #: Longer than any script runs and than an fsync under load takes; without it a dead peer is waited for without end.
 REPLY_TIMEOUT_S = 10.0
