@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import redis
 import structlog
 from rich.console import Console
 
@@ -27,6 +28,7 @@ from producers.admitted import read_journal
 from producers.sources import open_source
 from routing.address import ServerAddress, address_from_environment
 from routing.ledger import Ledger, new_id
+from routing.patience import passing
 from routing.server_check import require_server
 from workers.verdicts import VerdictDatabase
 
@@ -200,6 +202,7 @@ class _Watch:
             FleetError: a child was given up.
         """
         began_s = moved_s = time.monotonic()
+        first: Progress | None = None
         last: Progress | None = None
         looked_s = 0.0
         asked_to_end = False
@@ -213,8 +216,11 @@ class _Watch:
                 return now_s - began_s
             if now_s - looked_s > 0.25:
                 looked_s = now_s
-                now = look_now()
-                if last is None or now.admitted == 0:
+                now = self._look(look_now)
+                if now is None:
+                    continue
+                first = first or now
+                if now.admitted == first.admitted:
                     began_s = now_s
                 if now != last:
                     moved_s, last = now_s, now
@@ -225,6 +231,16 @@ class _Watch:
                 if fed and now_s - moved_s > self._still_s and self._supervisor.all_ready:
                     return moved_s - began_s
             time.sleep(POLL_INTERVAL_S)
+
+    def _look(self, look_now: Callable[[], Progress]) -> Progress | None:
+        """None while the server is away: it is started again, or comes back by itself."""
+        try:
+            return look_now()
+        except redis.RedisError as error:
+            if not passing(error):
+                raise
+            log.warning("server does not answer", error=str(error))
+            return None
 
     def _poll(self) -> None:
         if self._server:

@@ -161,6 +161,23 @@ def test_a_producer_that_fails_ends_the_run(tmp_path: Path) -> None:
     assert processes_in(tmp_path) == []
 
 
+@pytest.mark.parametrize("killed", [["server/server.pid"], ["scout-s.ready", "scout-m.ready", "collector.ready"]])
+def test_killed_processes_cost_no_photo(tmp_path: Path, killed: list[str]) -> None:
+    """kill -9 of the server, or of all workers, in the middle of a run: all start again, and the account balances."""
+    run = start(tmp_path, "--photos", "rendered:150")
+    deadline_s = time.monotonic() + 60
+    journal = tmp_path / "var/run/journal"
+    while not any(p.stat().st_size > 600 for p in journal.glob("*.jsonl")) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    for pid_file in killed:
+        os.kill(int((tmp_path / "var/run" / pid_file).read_text()), signal.SIGKILL)
+    status, output = finish(run)
+    assert status == 0, output
+    figures = report(tmp_path)
+    assert (figures["admitted"], figures["settled"]) == (150, 150)
+    assert (figures["lost"], figures["counted_twice"], figures["problems"]) == (0, 0, [])
+
+
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[EmbeddedServer]:
     with EmbeddedServer(tmp_path / "own-server", fsync="everysec") as server:

@@ -290,14 +290,12 @@ def test_damaged_parquet(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", ["", "0", "-1", "x", "1.5", "1e3", "+3", "٣", " 3", "99999999999999"])
 def test_rendered_count(count: str) -> None:
     """Anything but a whole number from 1 up is a mistyped argument."""
-    pytest.importorskip("producers.scenes", exc_type=ImportError)
     with pytest.raises(UsageError, match="give a whole number from 1 to"):
         open_source(f"rendered:{count}")
 
 
 def test_rendered() -> None:
     """Rendered scenes are JPEG with both labels, the same each time, and say what their figures are worth."""
-    pytest.importorskip("producers.scenes", exc_type=ImportError)
     source = open_source("rendered:20", limit=8)
     assert (source.name, source.total) == ("rendered", 8)
     assert source.note == "rendered, same generator as in training: a smoke figure"
