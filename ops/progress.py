@@ -14,7 +14,7 @@ from ops.report import window_of
 from ops.report_text import show
 from routing.answers import Snapshot
 from routing.ledger import Ledger
-from workers.collector import OVERALL, SEEN
+from workers.collector import OVERALL
 
 #: Without a terminal: a line as often as this.
 _LINE_EVERY_S = 2.0
@@ -44,7 +44,6 @@ class Progress(Struct, frozen=True):
     tiers: dict[str, TierProgress]
     collector: TierProgress
     mcc: str
-    mcc_seen: str
 
 
 def look(ledger: Ledger, profile: Profile) -> Progress:
@@ -64,7 +63,6 @@ def look(ledger: Ledger, profile: Profile) -> Progress:
         tiers={name: _tier(snapshot, name) for name in names},
         collector=_tier(snapshot, COLLECTOR),
         mcc=show(window_of(ring_counts(ledger.window(OVERALL)))),
-        mcc_seen=show(window_of(ring_counts(ledger.window(SEEN + OVERALL)))),
     )
 
 

@@ -20,7 +20,6 @@ from routing.refusals import Full, Lost, Misplaced, Missing, OtherProfile, Owner
 
 PREFIX = "{nf}:"
 LUA = Path(__file__).parent / "lua"
-LANES = ("live", "bulk")
 #: Cells of a scope's window.
 WINDOW = 1000
 
