@@ -25,7 +25,7 @@ from workers.verdicts import VerdictDatabase
 
 log = structlog.get_logger(__name__)
 
-#: A file that a worker writes when it takes work; the supervisor waits for it.
+#: A file that a worker writes when it takes work: its pid, its owner id. The supervisor waits for it.
 READY_FILE = "NATIX_FLEET_READY_FILE"
 #: Overrides the profile's verdict database.
 DATABASE = "NATIX_FLEET_DATABASE"
@@ -76,7 +76,7 @@ def serve_tier(
     owner.start()
     stop.batcher.start()
     try:
-        run_celery(app, stop, tier.threads, _say_ready)
+        run_celery(app, stop, tier.threads, lambda: _say_ready(owner))
     finally:
         stop.batcher.stop()
         owner.stop()
@@ -96,7 +96,7 @@ def serve_collector(profile: Profile) -> None:
     stop = CollectorStop(profile, database, open_store(profile.photos.store, client), owner, progress)
     owner.start()
     try:
-        run_celery(app, stop, COLLECTOR_THREADS, _say_ready)
+        run_celery(app, stop, COLLECTOR_THREADS, lambda: _say_ready(owner))
     finally:
         owner.stop()
         database.close()
@@ -109,10 +109,10 @@ def _server() -> tuple[ServerAddress, redis.Redis]:
     return address, client
 
 
-def _say_ready() -> None:
+def _say_ready(owner: Owner) -> None:
     if path := os.environ.get(READY_FILE):
         try:
-            Path(path).write_text(f"{os.getpid()}\n")
+            Path(path).write_text(f"{os.getpid()}\n{owner.id}\n")
         except OSError as error:
             # In one of Celery's signals, which would swallow an exception.
             log.critical("cannot write the ready file", path=path, error=error.strerror)

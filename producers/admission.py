@@ -15,6 +15,7 @@ from producers.journal import Journal
 from routing.batches import item_batch, verdict_batch
 from routing.broker import Doorbells
 from routing.decision import void
+from routing.failpoints import Window, failpoint
 from routing.ledger import Ledger
 from routing.messages import Item
 from routing.patience import patiently
@@ -136,6 +137,7 @@ class Admission:
         stored = [(item.position, data) for item, data in zip(items, photos, strict=True) if data] if photos else []
         if stored:
             patiently(lambda: self._store.put(self.source, stored), self._go_on)
+        failpoint(Window.BYTES_ADMIT)
         good = [item for item in items if item.position not in bad] if bad else items
         size, now_ms = self._profile.batch.max_items, int(time.time() * 1000)
         first = self._profile.tiers[0].name
@@ -171,6 +173,7 @@ class Admission:
             except Zombie:
                 raise self._superseded() from None
             else:
+                failpoint(Window.ADMIT_DOORBELL)
                 self._doorbells.ring(woken)
                 return True
 

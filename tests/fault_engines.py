@@ -10,10 +10,11 @@ from routing.messages import Item
 
 
 class FaultEngine:
-    """Inputs are positions. ``score_of`` gives each one's raw logit, None to abstain, or raises."""
+    """Inputs are positions. ``score_of`` gives a raw logit, None to abstain, or raises; ``before`` runs each batch."""
 
-    def __init__(self, score_of: Callable[[int], float | None]) -> None:
+    def __init__(self, score_of: Callable[[int], float | None], before: Callable[[], None] = lambda: None) -> None:
         self._score_of = score_of
+        self._before = before
         self.batches: list[list[int]] = []
 
     def load(self) -> None:
@@ -29,6 +30,7 @@ class FaultEngine:
     def score(self, inputs: Sequence[Any]) -> list[float | None]:
         """One logit a position."""
         self.batches.append(list(inputs))
+        self._before()
         return [self._score_of(position) for position in inputs]
 
 

@@ -170,7 +170,7 @@ def test_killed_processes_cost_no_photo(tmp_path: Path, killed: list[str]) -> No
     while not any(p.stat().st_size > 600 for p in journal.glob("*.jsonl")) and time.monotonic() < deadline_s:
         time.sleep(0.05)
     for pid_file in killed:
-        os.kill(int((tmp_path / "var/run" / pid_file).read_text()), signal.SIGKILL)
+        os.kill(int((tmp_path / "var/run" / pid_file).read_text().split()[0]), signal.SIGKILL)
     status, output = finish(run)
     assert status == 0, output
     figures = report(tmp_path)

@@ -12,6 +12,7 @@ from configs.errors import MessageError
 from configs.profile import COLLECTOR, Profile
 from routing.answers import Claim, Standing
 from routing.batches import UNREADABLE_MS, again
+from routing.failpoints import Window, failpoint
 from routing.messages import UNLABELLED, Claimed, Verdict, decode_verdicts
 from routing.owner import Owner
 from routing.refusals import Lost
@@ -140,6 +141,7 @@ class CollectorStop(Stop):
         # While one thread waits for the disk, another decodes; the database takes one writer.
         with self._writing:
             self._database.write(rows)
+        failpoint(Window.INSERT_COMMIT)
         self.progress.moved()
         self._commit(claim, batches, [verdict for verdict, _ in rows])
 

@@ -15,6 +15,7 @@ from configs.profile import Profile, Tier
 from routing.answers import Claim
 from routing.batches import UNREADABLE_MS, again, item_batch, verdict_batch
 from routing.decision import decide, settle_held, void, vote, with_vote
+from routing.failpoints import Window, failpoint
 from routing.messages import Child, Claimed, Item, Verdict, decode_items
 from routing.owner import Owner
 from routing.refusals import Lost
@@ -203,10 +204,12 @@ class TierStop(Stop):
         return item_batch([item], self.name, lane, now_ms + int(backoff_s * 1000), apart=True)
 
     def _settle(self, claim: Claim, batches: list[Claimed], children: Sequence[Child], counts: dict[str, int]) -> None:
+        failpoint(Window.CLAIM_SETTLE)
         try:
             woken = self.patiently(lambda: self.owner.ledger.settle(claim.owner, batches, children, self.name, counts))
         except Lost as lost:
             # Whoever has them now settles them. What was ours alone is claimed again by the beat's reconciliation.
             log.warning("settle refused", tier=self.name, lost=len(lost.bids), batches=len(batches))
             return
+        failpoint(Window.SETTLE_DOORBELL)
         self.owner.doorbells.ring(woken)

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from configs.errors import FleetError
+from routing.failpoints import Window, failpoint
 from routing.messages import UNLABELLED, Verdict, Vote
 from workers.mcc import Counts
 from workers.verdict_connection import connect, reported
@@ -84,6 +85,7 @@ class VerdictDatabase:
         values = list(starmap(self._values, rows))
         with reported(self._name), self._engine.begin() as connection:
             connection.exec_driver_sql(self._upsert, values)
+            failpoint(Window.IN_TRANSACTION)
 
     def ids(self, source: str) -> Iterator[int]:
         """The positions of ``source`` that have a row, ascending."""
