@@ -62,7 +62,8 @@ class Delivery(Struct, frozen=True, forbid_unknown_fields=True):
     #: Faults of one item, alone, until it is quarantined.
     max_faults: Positive = 3
     backoff_s: Seconds = 0.5
-    backoff_max_s: Seconds = 60.0
+    #: While an engine is away its items come again without end, each time after twice as long, up to this.
+    backoff_max_s: Annotated[float, Meta(gt=0, le=600)] = 60.0
 
 
 class Collector(Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,8 +90,10 @@ class Tier(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     #: Weight of this tier's vote in the pool; 0: it is recorded and changes nothing.
     weight: Annotated[float, Meta(ge=0)] = 1.0
     max_batch: Positive = 64
-    #: Threads that claim and decode while the device scores.
+    #: Threads that claim and decode while the device scores; one more looks for live work while they are all busy.
     threads: Positive = 3
+    #: More items than this waiting here: what would climb settles by the votes it has; 0: no mark.
+    max_waiting: Annotated[int, Meta(ge=0)] = 0
     #: No progress for this long with work in hand: the process ends itself.
     stall_s: Seconds = 30.0
 
@@ -163,6 +166,8 @@ def _problems(profile: Profile) -> Iterator[str]:
                 f"tiers[{i}] ({tier.name}): accept_below {tier.accept_below} must be under "
                 f"accept_above {tier.accept_above}"
             )
+        if i == 0 and tier.max_waiting:
+            yield f"tiers[0] ({tier.name}): nothing climbs to the first tier, admission bounds it: no max_waiting"
         if not re.fullmatch(r"cpu|cuda:(\d+|GPU-[0-9a-fA-F-]+)", tier.device):
             yield f"tiers[{i}] ({tier.name}): device {tier.device!r} is neither cpu nor cuda:INDEX nor cuda:GPU-UUID"
 

@@ -19,7 +19,7 @@ from workers.collector import CollectorStop
 from workers.device import pin
 from workers.engines import Engine, build
 from workers.photos import LoadInputs, photo_loader
-from workers.stop import Progress
+from workers.progress import Progress
 from workers.tier import TierStop
 from workers.verdicts import VerdictDatabase
 
@@ -76,7 +76,8 @@ def serve_tier(
     owner.start()
     stop.batcher.start()
     try:
-        run_celery(app, stop, tier.threads, lambda: _say_ready(owner))
+        # One more: it looks for live work while all others are busy.
+        run_celery(app, stop, tier.threads + 1, lambda: _say_ready(owner))
     finally:
         stop.batcher.stop()
         owner.stop()

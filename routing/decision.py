@@ -60,7 +60,7 @@ def pool(votes: Sequence[Vote]) -> float | None:
     return sigmoid(math.fsum(v.weight * logit(v.p) for v in votes) / weight)
 
 
-def decide(item: Item, tier: Tier, next_tier: str | None, now_ms: int) -> Verdict | str:
+def decide(item: Item, tier: Tier, next_tier: str | None, now_ms: int, *, overloaded: bool = False) -> Verdict | str:
     """After ``tier`` voted on ``item``: its verdict, or the name of the tier that it climbs to.
 
     Args:
@@ -68,6 +68,7 @@ def decide(item: Item, tier: Tier, next_tier: str | None, now_ms: int) -> Verdic
         tier: where the item is.
         next_tier: None for the last tier, which always settles.
         now_ms: Unix time; an item past its deadline settles with the votes that it has.
+        overloaded: more waits at the next tier than its mark; an item with a vote settles, one without still climbs.
     """
     votes = item.votes
     p = votes[0].p if len(votes) == 1 and votes[0].weight > 0 else pool(votes)
@@ -76,6 +77,8 @@ def decide(item: Item, tier: Tier, next_tier: str | None, now_ms: int) -> Verdic
     if item.deadline_ms and now_ms >= item.deadline_ms:
         return settle_held(item, now_ms, "deadline", tier.name)
     if next_tier is not None:
+        if overloaded and p is not None:
+            return settle_held(item, now_ms, "overload", tier.name)
         return next_tier
     if p is None:
         return void(item, tier.name, now_ms, "no-vote", "every tier abstained")
@@ -96,5 +99,5 @@ def void(item: Item, stop: str, now_ms: int, reason: str, detail: str = "") -> V
 
 
 def with_vote(item: Item, cast: Vote | None) -> Item:
-    """The item with one more vote, its faults forgotten: they were this tier's."""
-    return replace(item, votes=(*item.votes, cast) if cast else item.votes, faults=0)
+    """The item with one more vote, its faults and tries forgotten: they were this tier's."""
+    return replace(item, votes=(*item.votes, cast) if cast else item.votes, faults=0, tries=0)

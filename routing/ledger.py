@@ -158,7 +158,7 @@ class Ledger:
             owner: who claims.
             token: new for each claim.
             max_items: items at most.
-            bulk_share: share of claims, while both lanes wait, that serve bulk first.
+            bulk_share: share of claims, while both lanes wait, that serve bulk first; negative: live work only.
             attend_ms: when the stop is dry the caller looks again within so long, and need not be rung until then;
                 0: it does not say; negative: leaves that as it is.
             busy_ms: the same, when it gets something to work on first.

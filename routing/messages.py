@@ -60,6 +60,8 @@ class Item(Struct, frozen=True, array_like=True, kw_only=True, gc=False):
     faults: int = 0
     #: A replay from quarantine: late by definition, never in the ordered windows.
     replay: bool = False
+    #: How often its tier sent it back because the engine was away: nobody's fault, and only the back-off grows.
+    tries: int = 0
 
     @property
     def id(self) -> str:

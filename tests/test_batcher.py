@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from workers.batcher import Batcher, ContractError
+from workers.progress import Progress
 
 
 class Echo:
@@ -45,7 +46,7 @@ def engine() -> Echo:
 
 @pytest.fixture
 def batcher(engine: Echo) -> Iterator[Batcher]:
-    batcher = Batcher(engine, 8, lambda: None)
+    batcher = Batcher(engine, 8, Progress())
     batcher.start()
     yield batcher
     engine.gate.set()

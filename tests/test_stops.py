@@ -25,7 +25,7 @@ from routing.store import FilePhotos, ServerPhotos
 from tests.fault_engines import FaultEngine, load_positions
 from workers.batcher import EndingError
 from workers.collector import CollectorStop
-from workers.stop import Progress
+from workers.progress import Progress
 from workers.tier import TierStop
 from workers.verdicts import VerdictDatabase
 

@@ -18,7 +18,8 @@ from routing.owner import Owner
 from routing.refusals import Lost
 from routing.store import PhotoStore
 from workers.mcc import RollingMcc, cell
-from workers.stop import Progress, Stop
+from workers.progress import Progress
+from workers.stop import Stop
 from workers.verdicts import VerdictDatabase
 
 log = structlog.get_logger(__name__)

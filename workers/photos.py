@@ -27,14 +27,17 @@ def photo_loader(store: PhotoStore, engine: Engine, input_px: int, moved: Callab
 
     def load(items: Sequence[Item]) -> Sequence[Any | PhotoError]:
         inputs: list[Any | PhotoError] = []
-        for data in store.get(items):
-            try:
-                inputs.append(engine.prepare(open_photo(data, 2 * input_px)))
-            except PhotoError as error:
-                inputs.append(error)
-            except Exception as error:  # noqa: BLE001 - whatever an engine's library says of this photo, its neighbours go on
-                inputs.append(PhotoError("unpreparable", f"{type(error).__name__}: {error}"))
-            moved()
+        # A folder or an object store may take its time with each photo: that is no stall.
+        step = len(items) if store.in_server else 1
+        for start in range(0, len(items), step or 1):
+            for data in store.get(items[start : start + step]):
+                try:
+                    inputs.append(engine.prepare(open_photo(data, 2 * input_px)))
+                except PhotoError as error:
+                    inputs.append(error)
+                except Exception as error:  # noqa: BLE001 - whatever an engine's library says of this photo, its neighbours go on
+                    inputs.append(PhotoError("unpreparable", f"{type(error).__name__}: {error}"))
+                moved()
         return inputs
 
     return load

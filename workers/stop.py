@@ -4,6 +4,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import structlog
@@ -12,6 +13,7 @@ from routing.answers import Claim
 from routing.owner import Owner
 from routing.patience import patiently
 from routing.refusals import OwnerDead
+from workers.progress import Progress
 
 log = structlog.get_logger(__name__)
 
@@ -28,28 +30,12 @@ FIRST_LOOK_S = 0.002
 IDLE_S = 0.02
 ATTEND_MS = 20
 
-
-class Progress:
-    """Whether work in hand moves. A heart that beats beside a hung device would keep its batches for ever."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._in_hand = 0
-        self._last_s = time.monotonic()
-
-    def moved(self) -> None:
-        """Something got done: a photo decoded, a device batch scored, a verb answered."""
-        self._last_s = time.monotonic()
-
-    def took(self, by: int) -> None:
-        """Work came in hand (+1) or left it (-1)."""
-        with self._lock:
-            self._in_hand += by
-            self._last_s = time.monotonic()
-
-    def stalled_s(self) -> float:
-        """Seconds since work in hand moved; 0 without any."""
-        return time.monotonic() - self._last_s if self._in_hand else 0.0
+#: While every thread that takes bulk is busy, one more looks for live work this often, so that a live photo waits for
+#: the device batch in hand and not for a thread.
+LIVE_LOOK_S = 0.01
+#: Live claims beside those of the bulk threads, each in a thread of its own: what comes during one device batch is
+#: ready for the next.
+LIVE_CLAIMS = 8
 
 
 class Stop(ABC):
@@ -60,9 +46,10 @@ class Stop(ABC):
         max_items: items of one claim at most.
         owner: this process's hold on batches.
         progress: what the owner watches.
+        threads: tasks that take either lane at once; a task beyond looks for live work only. 0: all take either.
     """
 
-    def __init__(self, name: str, max_items: int, owner: Owner, progress: Progress) -> None:
+    def __init__(self, name: str, max_items: int, owner: Owner, progress: Progress, threads: int = 0) -> None:
         self.name = name
         self.max_items = max_items
         self.owner = owner
@@ -72,6 +59,12 @@ class Stop(ABC):
         #: After a claim that was not full, ready batches gather for this long.
         self.linger_s = 0.0
         self._attendant = threading.Lock()
+        #: How long the last claim took.
+        self._work_s = 0.0
+        self._threads = threads
+        self._entered = 0
+        self._door = threading.Lock()
+        self._live = ThreadPoolExecutor(LIVE_CLAIMS, thread_name_prefix="live")
 
     @abstractmethod
     def work(self, claim: Claim) -> None:
@@ -79,8 +72,28 @@ class Stop(ABC):
 
     def serve(self) -> int:
         """The body of the task that a doorbell starts: works until the stop is dry; returns the batches worked."""
+        worked, entered = 0, self._enter()
+        if not entered:
+            worked, entered = self._serve_live()
+        if entered:
+            try:
+                worked += self._serve_both()
+            finally:
+                with self._door:
+                    self._entered -= 1
+        return worked
+
+    def _enter(self) -> bool:
+        """Whether this thread may take either lane."""
+        with self._door:
+            if self._threads and self._entered >= self._threads:
+                return False
+            self._entered += 1
+            return True
+
+    def _serve_both(self) -> int:
         begun_s = worked_s = time.monotonic()
-        worked, work_s, look_s = 0, 0.0, FIRST_LOOK_S
+        worked, look_s = 0, FIRST_LOOK_S
         attending = self._attendant.acquire(blocking=False)
         try:
             while not self.ending.is_set():
@@ -90,7 +103,7 @@ class Stop(ABC):
                     break
                 # The last look says so, whatever it finds: from then on writers ring again.
                 last = now_s - worked_s > IDLE_S
-                claim = self._claim(attending, last, work_s)
+                claim = self._claim(attending, last)
                 if claim is None or not claim.batches:
                     if last or not attending:
                         break
@@ -102,7 +115,7 @@ class Stop(ABC):
                     self.owner.doorbells.ring([self.name])
                 begun_work_s = time.monotonic()
                 self._work(claim)
-                work_s = time.monotonic() - begun_work_s
+                self._work_s = time.monotonic() - begun_work_s
                 worked += len(claim.batches)
                 if self.linger_s and sum(batch.n for batch in claim.batches) < self.max_items:
                     time.sleep(self.linger_s)
@@ -112,23 +125,50 @@ class Stop(ABC):
                 self._attendant.release()
         return worked
 
-    def _claim(self, attending: bool, last: bool, work_s: float) -> Claim | None:
+    def _serve_live(self) -> tuple[int, bool]:
+        """Looks for live work while all others are busy: the batches worked, and whether this thread may enter now."""
+        begun_s = time.monotonic()
+        worked = 0
+        pending: list[Future[None]] = []
+        while True:
+            for done in [future for future in pending if future.done()]:
+                pending.remove(done)
+                done.result()
+            if not pending:
+                if self._enter():
+                    return worked, True
+                if self.ending.is_set():
+                    return worked, False
+                if time.monotonic() - begun_s > SHIFT_S:
+                    self.owner.doorbells.ring([self.name])
+                    return worked, False
+            takes = len(pending) < LIVE_CLAIMS and not self.ending.is_set()
+            claim = self._ask(lambda: self.owner.claim(self.name, self.max_items, live_only=True)) if takes else None
+            if claim and claim.batches:
+                pending.append(self._live.submit(self._work, claim))
+                worked += len(claim.batches)
+            else:
+                time.sleep(LIVE_LOOK_S)
+
+    def _claim(self, attending: bool, last: bool) -> Claim | None:
         attend_ms = (0 if last else ATTEND_MS) if attending else -1
         # A stop that works for longer says nothing meanwhile: its other threads, and other workers, want to be rung.
-        busy_ms = (ATTEND_MS if work_s < ATTEND_MS / 2000 else 0) if attending else -1
+        busy_ms = (ATTEND_MS if self._work_s < ATTEND_MS / 2000 else 0) if attending else -1
+        return self._ask(lambda: self.owner.claim(self.name, self.max_items, attend_ms, busy_ms))
+
+    def _ask(self, claim: Callable[[], Claim]) -> Claim | None:
         try:
-            return self.patiently(lambda: self.owner.claim(self.name, self.max_items, attend_ms, busy_ms))
+            return self.patiently(claim)
         except OwnerDead:
             # The next beat takes a new id; whatever is ready stays ready.
             time.sleep(self.owner.profile.delivery.beat_s)
             return None
 
     def _work(self, claim: Claim) -> None:
-        self.progress.took(1)
         try:
-            self.work(claim)
+            with self.progress.in_hand():
+                self.work(claim)
         finally:
-            self.progress.took(-1)
             self.owner.release(claim)
 
     def patiently(self, verb: Callable[[], T]) -> T:

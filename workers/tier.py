@@ -1,5 +1,6 @@
 """A tier at work: claim, decode, score, vote, decide, settle. The way of a photo through one level of the cascade."""
 
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import structlog
+from msgspec import Struct
 from msgspec.structs import replace
 
 from configs.errors import MessageError, PhotoError
@@ -19,15 +21,36 @@ from routing.failpoints import Window, failpoint
 from routing.messages import Child, Claimed, Item, Verdict, decode_items
 from routing.owner import Owner
 from routing.refusals import Lost
-from workers.batcher import Batcher
-from workers.engines import Engine
+from workers.batcher import Batcher, EndingError, Outcome, Overdue
+from workers.engines import Engine, EngineAwayError
+from workers.overload import Mark
 from workers.photos import LoadInputs
-from workers.stop import Progress, Stop
+from workers.progress import Progress
+from workers.stop import Stop
 
 log = structlog.get_logger(__name__)
 
 #: Claims of one batch after which it runs apart, and after as many again is given up: the last fuse.
 CLAIMS_FUSE = 20
+
+
+class _Since(Struct, frozen=True):
+    """Unix time as the server said it at the claim, going on by this process's monotonic clock."""
+
+    claimed_ms: int
+    begun_s: float
+
+    def now_ms(self) -> int:
+        return self.claimed_ms + int((time.monotonic() - self.begun_s) * 1000)
+
+    def due_s(self, items: Sequence[Item]) -> list[float]:
+        """When each item is overdue, on the monotonic clock; empty: none has a deadline."""
+        if not any(item.deadline_ms for item in items):
+            return []
+        return [
+            self.begun_s + (item.deadline_ms - self.claimed_ms) / 1000 if item.deadline_ms else math.inf
+            for item in items
+        ]
 
 
 class TierStop(Stop):
@@ -53,87 +76,93 @@ class TierStop(Stop):
         owner: Owner,
         progress: Progress,
     ) -> None:
-        super().__init__(tier.name, tier.max_batch, owner, progress)
+        super().__init__(tier.name, tier.max_batch, owner, progress, tier.threads)
         self._profile = profile
         self._tier = tier
         self._spec = spec
         self._model = f"{spec.key}@{spec.version}"
         self._next = profile.after(tier.name)
+        self._mark = Mark(owner.ledger, profile.tier(self._next) if self._next else None)
         self._load_inputs = load_inputs
-        self.batcher = Batcher(engine, tier.max_batch, progress.moved)
+        self.batcher = Batcher(engine, tier.max_batch, progress, profile.delivery.bulk_share)
 
     def work(self, claim: Claim) -> None:
         """Takes a claim from pixels to its children in the ledger."""
-        begun_s = time.monotonic()
+        since = _Since(claim.now_us // 1000, time.monotonic())
         readable: list[tuple[Claimed, list[Item]]] = []
         for batch in claim.batches:
             try:
                 readable.append((batch, decode_items(batch.blob)))
             except MessageError as error:
                 log.error("a batch that nobody here can read waits", bid=batch.bid, error=str(error))  # noqa: TRY400
-                self._settle(claim, [batch], [again(batch, self.name, claim.now_us // 1000 + UNREADABLE_MS)], {})
+                self._settle(claim, [batch], [again(batch, self.name, since.now_ms() + UNREADABLE_MS)], {})
         alone = [(batch, items) for batch, items in readable if batch.apart or batch.claims > CLAIMS_FUSE]
         for batch, items in alone:
-            self._work_apart(claim, batch, items, begun_s)
+            self._work_apart(claim, batch, items, since)
         together = [pair for pair in readable if pair not in alone] if alone else readable
         if together:
             batches = [batch for batch, _ in together]
             items = [item for _, items in together for item in items]
-            self._work_together(claim, batches, items, begun_s)
+            self._work_together(claim, batches, items, since)
 
-    def _work_together(self, claim: Claim, batches: list[Claimed], items: list[Item], begun_s: float) -> None:
+    def _work_together(self, claim: Claim, batches: list[Claimed], items: list[Item], since: _Since) -> None:
         # A claim is of one lane.
         lane = batches[0].lane
-        voids, sound, inputs = self._load(items, claim.now_us // 1000)
+        ended, sound, inputs = self._load(items, since)
         try:
-            scores, device_s = self.batcher.score(inputs, lane)
+            outcomes, device_s = self.batcher.score(inputs, lane, due_s=since.due_s(sound))
+        except EndingError:
+            raise
         except Exception:
             # One of them may be the cause: from now on each runs alone.
             log.exception("engine failed", tier=self.name, items=len(sound))
-            backoff_s = self._profile.delivery.backoff_s * random.uniform(0.5, 1)  # noqa: S311 - jitter
-            due_ms = claim.now_us // 1000 + int(backoff_s * 1000)
-            children = [item_batch(sound, self.name, lane, due_ms, apart=True)]
-            if voids:
-                children.append(verdict_batch(voids, lane))
+            due_ms = since.now_ms() + self._backoff_ms(0)
+            children = self._children(sound, self.name, lane, due_ms, apart=True)
+            if ended:
+                children.append(verdict_batch(ended, lane))
             self._settle(claim, batches, children, {})
             return
-        self._decide(claim, batches, lane, sound, scores, voids, device_s, begun_s)
+        self._decide(claim, batches, sound, outcomes, ended, device_s, since)
 
-    def _work_apart(self, claim: Claim, batch: Claimed, items: list[Item], begun_s: float) -> None:
+    def _work_apart(self, claim: Claim, batch: Claimed, items: list[Item], since: _Since) -> None:
         """One item at a time, each written down before it runs: if it kills this process, the death is that item's."""
-        now_ms = claim.now_us // 1000
-        voids: list[Verdict] = []
+        ended: list[Verdict] = []
         sound: list[Item] = []
-        scores: list[float | None] = []
+        outcomes: list[Outcome] = []
         failed: list[Child] = []
         device_s = 0.0
-        for i, item in enumerate(items):
-            faults = item.faults + batch.deaths.get(i, 0)
-            if faults >= self._profile.delivery.max_faults:
-                voids.append(void(item, self.name, now_ms, "killed-its-worker", f"{faults} times at {self.name}"))
+        for i, known in enumerate(items):
+            item = replace(known, faults=known.faults + batch.deaths.get(i, 0))
+            if item.faults >= self._profile.delivery.max_faults:
+                detail = f"{item.faults} times at {self.name}"
+                ended.append(void(item, self.name, since.now_ms(), "killed-its-worker", detail))
                 continue
             if batch.claims > 2 * CLAIMS_FUSE:
-                voids.append(void(item, self.name, now_ms, "claimed-too-often", f"{batch.claims} times at {self.name}"))
+                detail = f"{batch.claims} times at {self.name}"
+                ended.append(void(item, self.name, since.now_ms(), "claimed-too-often", detail))
                 continue
             try:
                 self.patiently(partial(self.owner.ledger.mark, claim.owner, batch, i))
             except Lost:
                 return
-            bad, good, inputs = self._load([item], now_ms)
-            voids += bad
+            bad, good, inputs = self._load([item], since)
+            ended += bad
             try:
-                score, spent_s = self.batcher.score(inputs, batch.lane, alone=True)
+                outcome, spent_s = self.batcher.score(inputs, batch.lane, alone=True, due_s=since.due_s(good))
+            except EndingError:
+                raise
             except Exception as error:
                 log.exception("engine failed", tier=self.name, item=item.id)
-                failed.append(self._blame(good[0], batch.lane, now_ms, error))
+                failed.append(self._blame(good[0], batch.lane, since.now_ms(), error))
                 continue
             sound += good
-            scores += score
+            outcomes += outcome
             device_s += spent_s
-        self._decide(claim, [batch], batch.lane, sound, scores, voids, device_s, begun_s, failed)
+        self._decide(claim, [batch], sound, outcomes, ended, device_s, since, failed, apart=True)
 
-    def _load(self, items: Sequence[Item], now_ms: int) -> tuple[list[Verdict], list[Item], list[Any]]:
+    def _load(self, items: Sequence[Item], since: _Since) -> tuple[list[Verdict], list[Item], list[Any]]:
         """Verdicts for what cannot be loaded or is overdue; the sound items, and the engine's inputs for them."""
+        now_ms = since.now_ms()
         ended: list[Verdict] = [
             settle_held(i, now_ms, "deadline", self.name) for i in items if 0 < i.deadline_ms <= now_ms
         ]
@@ -153,55 +182,83 @@ class TierStop(Stop):
         self,
         claim: Claim,
         batches: list[Claimed],
-        lane: str,
         items: Sequence[Item],
-        scores: Sequence[float | None],
-        voids: list[Verdict],
+        outcomes: Sequence[Outcome],
+        ended: list[Verdict],
         device_s: float,
-        begun_s: float,
+        since: _Since,
         failed: Sequence[Child] = (),
+        *,
+        apart: bool = False,
     ) -> None:
-        latency_ms = round((time.monotonic() - begun_s) * 1000, 3)
-        now_ms = claim.now_us // 1000 + int(latency_ms)
-        settled = voids
+        latency_ms = round((time.monotonic() - since.begun_s) * 1000, 3)
+        now_ms = since.now_ms()
+        lane = batches[0].lane
         climbing: list[Item] = []
-        abstained = 0
+        waiting: list[Item] = []
+        abstained = scored = 0
         calibrator, tier, model, next_tier = self._spec.calibrator, self._tier, self._model, self._next
-        for item, score in zip(items, scores, strict=True):
-            cast = vote(score, calibrator, tier, model, latency_ms)
+        overloaded = self.patiently(self._mark.over)
+        for item, outcome in zip(items, outcomes, strict=True):
+            if isinstance(outcome, EngineAwayError):
+                waiting.append(item)
+                continue
+            if isinstance(outcome, Overdue):
+                ended.append(settle_held(item, now_ms, "deadline", self.name))
+                continue
+            cast = vote(outcome, calibrator, tier, model, latency_ms)
+            scored += 1
             abstained += cast is None
             voted = with_vote(item, cast)
-            end = decide(voted, tier, next_tier, now_ms)
+            end = decide(voted, tier, next_tier, now_ms, overloaded=overloaded)
             if isinstance(end, Verdict):
-                settled.append(end)
+                ended.append(end)
             else:
                 climbing.append(voted)
-        children = list(failed)
-        if settled:
-            children.append(verdict_batch(settled, lane))
+        children = [*failed, *self._wait(waiting, lane, now_ms, apart=apart)]
+        if ended:
+            children.append(verdict_batch(ended, lane))
         if climbing and next_tier:
-            # Apart by deadline: a batch is routed when its earliest one comes.
-            parts = [i for i in climbing if i.deadline_ms], [i for i in climbing if not i.deadline_ms]
-            children += [item_batch(part, next_tier, lane) for part in parts if part]
+            children += self._children(climbing, next_tier, lane)
         counts = {
-            "scored": len(items),
-            "settled": len(settled),
+            "scored": scored,
+            "settled": len(ended),
             "escalated": len(climbing),
             "abstained": abstained,
             "device_us": round(device_s * 1e6),
         }
         self._settle(claim, batches, children, counts)
 
+    def _children(
+        self, items: Sequence[Item], tier: str, lane: str, not_before_ms: int = 0, *, apart: bool = False
+    ) -> list[Child]:
+        """Apart by deadline: a batch is routed when its earliest one comes."""
+        parts = [i for i in items if i.deadline_ms], [i for i in items if not i.deadline_ms]
+        return [item_batch(part, tier, lane, not_before_ms, apart=apart) for part in parts if part]
+
+    def _wait(self, items: Sequence[Item], lane: str, now_ms: int, *, apart: bool) -> list[Child]:
+        """The engine is away: they come again, without end and without a fault, after ever longer back-offs."""
+        children: list[Child] = []
+        for tries in sorted({item.tries for item in items}):
+            again = [replace(item, tries=tries + 1) for item in items if item.tries == tries]
+            log.warning("engine is away, items wait", tier=self.name, items=len(again), tries=tries + 1)
+            children += self._children(again, self.name, lane, now_ms + self._backoff_ms(tries), apart=apart)
+        return children
+
+    def _backoff_ms(self, times: int) -> int:
+        """After so many earlier ones; with jitter, so that what failed together does not come back in step."""
+        delivery = self._profile.delivery
+        longest_s = min(delivery.backoff_max_s, delivery.backoff_s * 2 ** min(times, 30))
+        return int(longest_s * random.uniform(0.5, 1) * 1000)  # noqa: S311 - jitter
+
     def _blame(self, item: Item, lane: str, now_ms: int, error: Exception) -> Child:
         """The engine failed on this item alone: that is its fault; after a back-off it may try again, a few times."""
-        delivery = self._profile.delivery
         faults = item.faults + 1
         item = replace(item, faults=faults)
-        if faults >= delivery.max_faults:
+        if faults >= self._profile.delivery.max_faults:
             detail = f"{type(error).__name__}: {error}"
             return verdict_batch([void(item, self.name, now_ms, "engine-error", detail)], lane)
-        backoff_s = min(delivery.backoff_max_s, delivery.backoff_s * 2**faults) * random.uniform(0.5, 1)  # noqa: S311 - jitter
-        return item_batch([item], self.name, lane, now_ms + int(backoff_s * 1000), apart=True)
+        return item_batch([item], self.name, lane, now_ms + self._backoff_ms(faults), apart=True)
 
     def _settle(self, claim: Claim, batches: list[Claimed], children: Sequence[Child], counts: dict[str, int]) -> None:
         failpoint(Window.CLAIM_SETTLE)

@@ -20,8 +20,10 @@ if #bids == 0 then
   move_due(math.floor(now / 1000))
   local lanes = { 'live', 'bulk' }
   local ready = { live = K .. 'ready:' .. tier .. ':live', bulk = K .. 'ready:' .. tier .. ':bulk' }
-  -- Every so often bulk goes first, so that a busy live lane cannot starve it.
-  if call('EXISTS', ready.live, ready.bulk) == 2
+  -- Every so often bulk goes first, so that a busy live lane cannot starve it. Negative: live work only.
+  if tonumber(ARGV[6]) < 0 then
+    lanes = { 'live' }
+  elseif call('EXISTS', ready.live, ready.bulk) == 2
     and call('HINCRBY', K .. 'turns', tier, 1) * tonumber(ARGV[6]) % 100 < tonumber(ARGV[6]) then
     lanes = { 'bulk', 'live' }
   end

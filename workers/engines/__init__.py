@@ -13,6 +13,14 @@ from configs.model import ModelSpec
 ENGINES = {"onnx": "workers.engines.onnx"}
 
 
+class EngineAwayError(Exception):
+    """The model cannot score at present, whatever the photos: a served model that is away. They wait and come again."""
+
+
+class DeviceMemoryError(EngineAwayError):
+    """The device has no memory for a batch of this size; a smaller one may fit."""
+
+
 class Engine(Protocol):
     """What a tier needs of a model."""
 
@@ -26,7 +34,11 @@ class Engine(Protocol):
         """What score() takes, made from one decoded RGB photo. Runs in the claiming threads."""
 
     def score(self, inputs: Sequence[Any]) -> Sequence[float | None]:
-        """Raw logits, one an input, in their order; None: this model abstains. Runs in the device thread only."""
+        """Raw logits, one an input, in their order; None: this model abstains. Runs in the device thread only.
+
+        Raises:
+            EngineAwayError, DeviceMemoryError: no photo's fault; any other exception is suspected to be one's.
+        """
 
 
 def build(spec: ModelSpec, device: str, max_batch: int) -> Engine:
