@@ -15,6 +15,8 @@ LEVELS = ("debug", "info", "warning", "error", "critical")
 # The password of any URL, also one that holds an @ itself; a quote, blank, comma or semicolon ends a URL.
 _URL_PASSWORD = re.compile(r"(://[^\s/@:\"']*):[^\s\"';,]*@")
 _NAMED_PASSWORD = re.compile(r"((?:password|passwd|requirepass)=)[^\s&\"',;)]+", re.IGNORECASE)
+#: Without local variables, which structlog shows by default: redis-py holds the login in one of its own.
+_tracebacks = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
 #: Libraries whose news at "info" is of no use to who runs a fleet.
 _TALKATIVE = ("kombu", "redis", "tornado.access", "celery.redirected", "asyncio")
 
@@ -60,9 +62,15 @@ def configure_logging(process: str, level: str = "info", *, json: bool = True, p
     ]
     last: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if json:
-        last += [structlog.processors.dict_tracebacks, _Renderer(structlog.processors.JSONRenderer(default=str))]
+        last += [_tracebacks, _Renderer(structlog.processors.JSONRenderer(default=str))]
     else:
-        last += [_Renderer(structlog.dev.ConsoleRenderer(colors=path is None and sys.stderr.isatty()))]
+        last += [
+            _Renderer(
+                structlog.dev.ConsoleRenderer(
+                    colors=path is None and sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+                )
+            )
+        ]
     handler = _handler(path)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()], processors=last)

@@ -67,7 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     side = SIDE_PX[args.model]
     net = scout_m(None) if args.model == "scout-m" else scout_s()
-    net.load_state_dict(torch.load(args.out / f"{args.model}.pt", map_location="cpu"))
+    net.load_state_dict(torch.load(args.out / f"{args.model}.pt", map_location="cpu", weights_only=True))
     whole, small = args.out / f"{args.model}.float.onnx", args.out / f"{args.model}.onnx"
     torch.onnx.export(
         FromPixels(net).eval(),

@@ -88,7 +88,8 @@ def scout_m(weights: Path | None) -> Scout:
     net = Scout(LITE0, 32, 1280)
     if weights is not None:
         # Both networks hold their layers in the order of the forward pass: tensors match one by one.
-        found = [value for key, value in torch.load(weights, map_location="cpu").items() if not key.startswith("_fc.")]
+        held = torch.load(weights, map_location="cpu", weights_only=True)
+        found = [value for key, value in held.items() if not key.startswith("_fc.")]
         own = net.features.state_dict()
         if [v.shape for v in found] != [v.shape for v in own.values()]:
             raise ValueError(f"{weights} does not hold EfficientNet-Lite0")
