@@ -7,7 +7,7 @@ FLOWER_PORT ?= 5555
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run up test lint types layers unit bench clean help
+.PHONY: run up test lint types layers unit bench soak clean help
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -48,6 +48,9 @@ unit: $(VENV)/dev.stamp ## The tests, on a real server that they start themselve
 
 bench: $(VENV)/run.stamp ## Delivery, beside plain Celery: var/bench.json
 	$(BIN)/python -m ops.bench
+
+soak: $(VENV)/run.stamp ## A steady load for 22 minutes, whether anything grows: var/soak.json
+	$(BIN)/python -m ops.soak
 
 clean: ## Remove what runs left in var/
 	rm -rf var
