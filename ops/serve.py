@@ -13,6 +13,7 @@ from routing.broker import Doorbells, make_app, stops
 from routing.ledger import Ledger
 from routing.owner import Owner
 from routing.server_check import require_server
+from routing.standby import Standby
 from routing.store import open_store
 from workers.app import run_celery
 from workers.collector import CollectorStop
@@ -73,12 +74,15 @@ def serve_tier(
     if load_inputs is None:
         load_inputs = photo_loader(open_store(profile.photos.store, client), engine, spec.input_px, progress.moved)
     stop = TierStop(profile, tier, spec, engine, load_inputs, owner, progress)
+    owner.standby = Standby(stop.name, stop.serve)
     owner.start()
     stop.batcher.start()
     try:
         # One more: it looks for live work while all others are busy.
         run_celery(app, stop, tier.threads + 1, lambda: _say_ready(owner))
     finally:
+        stop.ending.set()
+        owner.standby.end()
         stop.batcher.stop()
         owner.stop()
 
@@ -95,10 +99,13 @@ def serve_collector(profile: Profile) -> None:
     app = make_app(address, profile)
     owner = Owner(Ledger(client), profile, Doorbells(app), stops(profile), stalled_s=progress.stalled_s, stall_s=60.0)
     stop = CollectorStop(profile, database, open_store(profile.photos.store, client), owner, progress)
+    owner.standby = Standby(stop.name, stop.serve)
     owner.start()
     try:
         run_celery(app, stop, COLLECTOR_THREADS, lambda: _say_ready(owner))
     finally:
+        stop.ending.set()
+        owner.standby.end()
         owner.stop()
         database.close()
 

@@ -1,7 +1,9 @@
 """Celery as the fleet uses it: a carrier of doorbells. Every broker setting stands here, each with its reason."""
 
+import time
 from collections.abc import Iterable
 
+import redis
 import structlog
 from celery import Celery, signals
 from kombu.connection import Connection
@@ -12,6 +14,12 @@ from configs.profile import COLLECTOR, Profile
 from routing.address import ServerAddress
 
 log = structlog.get_logger(__name__)
+
+#: What a broker that is away or full makes of a doorbell; kombu translates some of redis-py's errors and not others.
+UNHEARD = (OperationalError, redis.RedisError, OSError)
+
+#: After a doorbell that could not be sent none is tried for so long: a try may wait for the broker.
+QUIET_S = 1.0
 
 
 def queue_name(stop: str) -> str:
@@ -48,6 +56,10 @@ def make_app(address: ServerAddress, profile: Profile, *, events: bool = True) -
         broker_transport_options=address.broker_options.get("transport_options", {}),
         broker_use_ssl=address.broker_options.get("use_ssl"),
         broker_connection_retry_on_startup=True,
+        # A consumer waits for its broker as long as it takes (Celery's own: 100 tries), and a server that is read-only
+        # or full for a while refuses commands: neither may end the process.
+        broker_connection_max_retries=None,
+        broker_channel_error_retry=True,
         # A mistyped queue is an error at the sender, not a queue that nobody reads.
         task_create_missing_queues=False,
         task_queues=[Queue(queue_name(s), exchange, routing_key=queue_name(s)) for s in stops(profile)],
@@ -83,21 +95,29 @@ class Doorbells:
 
     def __init__(self, app: Celery) -> None:
         self._app = app
+        self._quiet_until_s = 0.0
 
     def ring(self, names: Iterable[str]) -> None:
         """Sends one doorbell to each stop named."""
         for stop in names:
+            if time.monotonic() < self._quiet_until_s:
+                return
             try:
                 self._app.send_task(task_name(stop), queue=queue_name(stop), retry=False)
-            except OperationalError as error:
+            except UNHEARD as error:
+                self._quiet_until_s = time.monotonic() + QUIET_S
                 log.warning("doorbell not sent", stop=stop, error=str(error))
 
-    def waiting(self, names: Iterable[str]) -> dict[str, int]:
-        """Doorbells that wait at each stop."""
+    def waiting(self, names: Iterable[str]) -> dict[str, int] | None:
+        """Doorbells that wait at each stop; None: the broker does not say."""
         counts: dict[str, int] = {}
-        with self._app.connection_for_read() as connection:
-            for stop in names:
-                counts[stop] = _length(connection, queue_name(stop))
+        try:
+            with self._app.connection_for_read() as connection:
+                for stop in names:
+                    counts[stop] = _length(connection, queue_name(stop))
+        except UNHEARD as error:
+            log.warning("doorbells not counted", error=str(error))
+            return None
         return counts
 
 

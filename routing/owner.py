@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import redis
 import structlog
@@ -24,6 +25,9 @@ from routing.ledger import Ledger, new_id
 from routing.messages import Child, decode_items
 from routing.patience import passing
 from routing.refusals import Lost, OtherProfile, OwnerDead
+
+if TYPE_CHECKING:
+    from routing.standby import Standby
 
 log = structlog.get_logger(__name__)
 
@@ -69,7 +73,7 @@ class Owner:
         stops: the stops whose ready lists it rings.
         stalled_s: seconds since its work last moved, 0 when it has none; past ``stall_s`` the process ends itself, and
             the supervisor restarts it.
-        stall_s: see there.
+        stall_s: see there. While the server is away nothing can move: it counts from the end of an outage on.
     """
 
     def __init__(
@@ -93,7 +97,12 @@ class Owner:
         self._lock = threading.Lock()
         self._ending = threading.Event()
         beat_s = profile.delivery.beat_s
-        self._watch = Watch(profile.delivery.lease_s, gap_s=2.5 * beat_s)
+        self._gap_s = 2.5 * beat_s
+        self._watch = Watch(profile.delivery.lease_s, self._gap_s)
+        #: Its own stop's, if it has one: set it before start().
+        self.standby: Standby | None = None
+        #: When the last beat began, and since when they follow each other without a gap, by the monotonic clock.
+        self._begun_s = self._steady_s = time.monotonic()
         self._thread = threading.Thread(target=self._live, name="owner", daemon=True)
 
     def start(self) -> None:
@@ -139,6 +148,8 @@ class Owner:
     ) -> Claim:
         """Claims ready batches; release() the claim when they are settled. An empty claim needs no release."""
         token = new_id()
+        if self.standby and stop == self.standby.stop:
+            self.standby.looked()
         with self._lock:
             # Before the call: a beat in between must not take the batches for a lost reply.
             self._tokens.add(token)
@@ -170,6 +181,7 @@ class Owner:
             try:
                 self._beat()
             except redis.RedisError as error:
+                self._steady_s = time.monotonic()
                 if passing(error):
                     log.warning("server does not answer", error=str(error))
                 else:
@@ -184,7 +196,11 @@ class Owner:
             self._ending.wait(max(0.05, beat_s - (time.monotonic() - begun)))
 
     def _beat(self) -> None:
-        stalled_s = self._stalled_s()
+        now_s = time.monotonic()
+        if now_s - self._begun_s > self._gap_s:
+            self._steady_s = now_s
+        self._begun_s = now_s
+        stalled_s = min(self._stalled_s(), now_s - self._steady_s)
         if stalled_s > self._stall_s:
             log.critical("no progress, ending this process", stalled_s=round(stalled_s, 1), stall_s=self._stall_s)
             os._exit(STALLED)
@@ -197,6 +213,8 @@ class Owner:
         tick = self.ledger.tick(self._stops)
         self._reap(tick)
         self._route()
+        if self.standby:
+            self.standby.tick(tick.ready[self.standby.stop], busy=bool(tokens))
         self._ring(tick)
 
     def _reap(self, tick: Tick) -> None:
@@ -218,6 +236,8 @@ class Owner:
         if not busy:
             return
         waiting = self.doorbells.waiting(busy)
+        if waiting is None:
+            return
         self.doorbells.ring(s for s, ready in busy.items() for _ in range(min(ready, MAX_DOORBELLS) - waiting[s]))
 
     def _route(self) -> None:

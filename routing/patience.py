@@ -1,5 +1,6 @@
 """Waiting out a server that is away: everybody waits and goes on; no verb gives up while its process lives."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -33,6 +34,8 @@ PASSING_WORDS = ("NOREPLICAS", "MISCONF", "BUSY ")
 
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 2.0
+#: An outage may last for hours.
+_SAY_EVERY_S = 10.0
 
 
 def passing(error: Exception) -> bool:
@@ -51,12 +54,16 @@ def patiently(verb: Callable[[], T], go_on: Callable[[], bool]) -> T:
         redis.RedisError, StoreAwayError: ``go_on`` said no, or the error is not of the passing kind.
     """
     pause_s = _FIRST_PAUSE_S
+    begun_s, said_s = time.monotonic(), -math.inf
     while True:
         try:
             return verb()
         except (redis.RedisError, StoreAwayError) as error:
             if not passing(error) or not go_on():
                 raise
-            log.warning("waiting for the server", error=str(error), pause_s=pause_s)
+            now_s = time.monotonic()
+            if now_s - said_s > _SAY_EVERY_S:
+                said_s = now_s
+                log.warning("waiting for the server", error=str(error), waited_s=round(now_s - begun_s, 1))
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -1,0 +1,128 @@
+"""A whole fleet under outages: the server is full, stopped, read-only or away; all wait and go on, nothing is lost."""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from configs.profile import Delivery
+from ops.server import EmbeddedServer
+from routing.audit import audit
+from tests.small_fleet import FIRST, SECOND, Faults, SmallFleet, small_profile
+
+#: redis-py sleeps for up to 2 s between two tries: whoever does so when the server is back must not be reaped.
+PATIENT = Delivery(beat_s=0.25, lease_s=6.0, backoff_s=0.1)
+#: Slow enough that an outage finds the fleet at work.
+SLOW = {FIRST: Faults(slow_s=0.05), SECOND: Faults(slow_s=0.05)}
+
+
+@contextmanager
+def fleet_of_its_own(folder: Path) -> Iterator[SmallFleet]:
+    """A fleet on a server that a test may harm; it must end with its first processes, its account balanced."""
+    with (
+        EmbeddedServer(folder / "server", fsync="everysec") as server,
+        SmallFleet(folder, server, small_profile(delivery=PATIENT), SLOW) as fleet,
+    ):
+        pids = {state.name: state.pid for state in fleet.supervisor.states}
+        yield fleet
+        fleet.until(fleet.done)
+        assert {state.name: state.pid for state in fleet.supervisor.states} == pids, "a process ended itself"
+        counts = fleet.ledger.snapshot([]).account
+        assert counts.get("reaped", 0) == 0
+        assert fleet.client.info("stats")["evicted_keys"] == 0
+        account = fleet.account()
+        assert account.balanced, account.problems
+        audit(fleet.client).raise_for_problems()
+
+
+class Feeding(threading.Thread):
+    """A producer beside the test."""
+
+    def __init__(self, fleet: SmallFleet, source: str, count: int) -> None:
+        super().__init__(daemon=True)
+        self._fleet, self._source, self._count = fleet, source, count
+        self.start()
+
+    def run(self) -> None:
+        self._fleet.feed(self._source, self._count)
+
+
+def test_a_server_without_memory_drains_the_fleet(tmp_path: Path) -> None:
+    """With maxmemory below use doorbells are refused: the fleet drains all the same, admission waits for memory."""
+    with fleet_of_its_own(tmp_path) as fleet:
+        fleet.feed("before", 4000)
+        fleet.client.config_set("maxmemory", 1_000_000)
+        waiting = Feeding(fleet, "after", 1000)
+        fleet.until(fleet.done)
+        assert waiting.is_alive()
+        assert fleet.ledger.snapshot([]).account["admitted"] == 4000
+        fleet.client.config_set("maxmemory", 0)
+        fleet.until(lambda: not waiting.is_alive() and fleet.done())
+
+
+def at_work(fleet: SmallFleet, source: str) -> Feeding:
+    """A producer that feeds, and verdicts that come."""
+    before = fleet.ledger.snapshot([]).account.get("verdicts", 0)
+    feeding = Feeding(fleet, source, 6000)
+    fleet.until(lambda: fleet.ledger.snapshot([]).account.get("verdicts", 0) > before + 200)
+    return feeding
+
+
+def watch(fleet: SmallFleet, for_s: float) -> None:
+    """Lets the outage last, while the supervisor restarts who ends."""
+    end_s = time.monotonic() + for_s
+    fleet.until(lambda: time.monotonic() > end_s, within_s=for_s + 30)
+
+
+@pytest.mark.parametrize("stopped_s", [5, pytest.param(60, marks=pytest.mark.slow)])
+def test_a_server_that_says_nothing(tmp_path: Path, stopped_s: int) -> None:
+    """Stopped by SIGSTOP at work, it makes nobody end or look dead; all go on when it does."""
+    with fleet_of_its_own(tmp_path) as fleet:
+        feeding = at_work(fleet, "s")
+        pid = fleet.server.pid
+        assert pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            watch(fleet, stopped_s)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        fleet.until(lambda: not feeding.is_alive() and fleet.done())
+
+
+def test_a_server_that_restarts(tmp_path: Path) -> None:
+    """Stopped in good order and started again seconds later, twice, it costs nothing."""
+    with fleet_of_its_own(tmp_path) as fleet:
+        for i in range(2):
+            feeding = at_work(fleet, f"s-{i}")
+            fleet.server.stop()
+            watch(fleet, 2)
+            fleet.server.start()
+            fleet.until(lambda feeding=feeding: not feeding.is_alive() and fleet.done())  # type: ignore[misc]
+
+
+def test_a_server_that_is_read_only_for_a_while(tmp_path: Path) -> None:
+    """As the replica of a dead master it refuses all writes; made a master again, it finds everybody waiting."""
+    with fleet_of_its_own(tmp_path) as fleet:
+        feeding = at_work(fleet, "s")
+        with socket.socket() as dead:
+            dead.bind(("127.0.0.1", 0))
+            fleet.client.replicaof("127.0.0.1", str(dead.getsockname()[1]))
+            watch(fleet, 4)
+            fleet.client.replicaof("NO", "ONE")
+        fleet.until(lambda: not feeding.is_alive() and fleet.done())
+
+
+def test_a_master_without_replicas_is_waited_for(tmp_path: Path) -> None:
+    """Told to take writes with a replica only, and without one, it refuses every verb for a while: that passes."""
+    with fleet_of_its_own(tmp_path) as fleet:
+        feeding = at_work(fleet, "s")
+        fleet.client.config_set("min-replicas-to-write", 1)
+        watch(fleet, 4)
+        fleet.client.config_set("min-replicas-to-write", 0)
+        fleet.until(lambda: not feeding.is_alive() and fleet.done())
