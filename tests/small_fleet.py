@@ -15,6 +15,7 @@ from typing import Self
 import msgspec
 from msgspec import Struct
 
+import workers.app
 from configs.profile import COLLECTOR, Admission, Batch, Delivery, Profile, Tier
 from ops.account import Account, baseline, settle_account
 from ops.bench.null_engine import label_of, score_of
@@ -35,6 +36,8 @@ from workers.verdicts import VerdictDatabase
 
 FIRST, SECOND = "first", "second"
 PROFILE, FAULTS = "NATIX_TEST_PROFILE", "NATIX_TEST_FAULTS"
+#: Set in ``env``: seconds that its processes have to drain in, instead of workers.app's.
+DRAIN_S = "NATIX_TEST_DRAIN_S"
 
 
 class Faults(Struct, frozen=True, forbid_unknown_fields=True):
@@ -237,6 +240,7 @@ def faulty_engine(faults: Faults, *, last_tier: bool) -> FaultEngine:
 def main() -> None:
     """One process of a small fleet."""
     configure_logging(f"small-{sys.argv[1]}")
+    workers.app.DRAIN_S = float(os.environ.get(DRAIN_S, workers.app.DRAIN_S))
     profile = msgspec.json.decode(os.environ[PROFILE], type=Profile)
     if sys.argv[1] == COLLECTOR:
         serve_collector(profile)

@@ -1,24 +1,38 @@
 """A Celery worker around one stop: threads pool, one task, the doorbell's."""
 
 import gc
+import os
+import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Callable
 
 import structlog
 from celery import Celery, signals
 
 from routing.broker import queue_name, task_name
+from routing.command import INTERRUPTED
+from routing.owner import STALLED, Owner
 from workers.stop import Stop
 
 #: Allocations between two collections; a batch's messages are thousands, and none is part of a cycle.
 GC_THRESHOLD = 50_000
 
+#: Told to end, a process has this long for the claims in hand; then it gives them back, for which it has LEAVE_S more.
+#: Together they are less than a supervisor's drain_s.
+DRAIN_S = 20.0
+LEAVE_S = 5.0
+
 log = structlog.get_logger(__name__)
 
 
 def run_celery(app: Celery, stop: Stop, threads: int, on_ready: Callable[[], None] = lambda: None) -> None:
-    """Serves a stop until SIGTERM or SIGINT (warm: the claims in hand are settled) or a second SIGINT (at once).
+    """Serves a stop until SIGTERM, SIGHUP or SIGINT: the claims in hand are settled, or given back after DRAIN_S.
+
+    A SIGINT after that ends the process at once, with status 130; a second SIGTERM changes nothing: a service manager
+    tells every process of a group, and the supervisor among them tells its children again.
 
     Args:
         app: the fleet's application.
@@ -33,9 +47,15 @@ def run_celery(app: Celery, stop: Stop, threads: int, on_ready: Callable[[], Non
 
     # Celery's signals hold their receivers weakly: these two live as long as the worker runs, in this frame.
     def ending(**_: object) -> None:
-        stop.ending.set()
+        # Inside Celery's handler, which has just set its own for the next Ctrl-C: that one waits for running tasks.
+        signal.signal(signal.SIGINT, _end_at_once)
+        if not stop.ending.is_set():
+            stop.ending.set()
+            threading.Thread(target=_bound_drain, args=(stop.owner,), name="drain", daemon=True).start()
 
     def ready(**_: object) -> None:
+        # Celery's own would run this command again after the drain.
+        signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
         # What start-up made stays: the garbage collector need not walk over it for every few thousand messages.
         gc.collect()
         gc.freeze()
@@ -56,6 +76,22 @@ def run_celery(app: Celery, stop: Stop, threads: int, on_ready: Callable[[], Non
             "--without-mingle",
         ]
     )
-    if status:
-        # Not what a signal asked for: the supervisor should know.
+    if status and not stop.ending.is_set():
+        # Not what a signal asked for: the supervisor should know. What one did ask for, Celery calls 1 after Ctrl-C.
         sys.exit(status)
+
+
+def _end_at_once(*_: object) -> None:
+    # Not an exception: threads that work would be waited for. Whoever reaps this process's batches does them.
+    os._exit(INTERRUPTED)
+
+
+def _bound_drain(owner: Owner) -> None:
+    """Ends this process when it does not end by itself: a device that hangs, a server that is silent."""
+    time.sleep(DRAIN_S)
+    log.critical("not drained, ending this process", drain_s=DRAIN_S)
+    # By a thread: without a server it tries for much longer.
+    leaving = threading.Thread(target=owner.stop, name="leave", daemon=True)
+    leaving.start()
+    leaving.join(LEAVE_S)
+    os._exit(STALLED)
