@@ -1,6 +1,16 @@
 """Reaping by observation: who is silent, by one watcher's own clock."""
 
-from routing.owner import Watch
+import os
+import time
+from typing import NoReturn
+
+import pytest
+
+from configs.profile import Delivery, Profile, Tier
+from ops.server import EmbeddedServer
+from routing.broker import Doorbells, make_app
+from routing.ledger import Ledger
+from routing.owner import Owner, Watch
 
 LEASE_S, GAP_S = 6.0, 2.5
 
@@ -60,3 +70,42 @@ def test_silence_lasts_until_somebody_reaps() -> None:
     watch = Watch(LEASE_S, GAP_S)
     samples(watch, [{"a": 1}] * 7)
     assert watch.sample({"a": 1}, 7.0) == [("a", 1)]
+
+
+class Ended(BaseException):
+    """What ends a process, in a test's own."""
+
+
+def _end(status: int) -> NoReturn:
+    raise Ended(status)
+
+
+@pytest.fixture
+def stalled(server: EmbeddedServer, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Owner:
+    """An owner whose work in hand stands still; it may for half a second. Beats are the test's."""
+    monkeypatch.setattr(os, "_exit", _end)
+    profile = Profile(name="x", tiers=(Tier(name="first", model="scout-s"),), delivery=Delivery(beat_s=0.1))
+    doorbells = Doorbells(make_app(server.address, profile))
+    owner = Owner(ledger, profile, doorbells, ["first"], stalled_s=lambda: 100.0, stall_s=0.5)
+    ledger.enlist(owner.id, "x")
+    return owner
+
+
+def beat_every(owner: Owner, every_s: float, for_s: float) -> None:
+    end_s = time.monotonic() + for_s
+    while time.monotonic() < end_s:
+        owner._beat()
+        time.sleep(every_s)
+
+
+def test_a_stall_beside_a_steady_beat_ends_the_process(stalled: Owner) -> None:
+    """Expects the end half a second after the beats have begun, not at once."""
+    begun_s = time.monotonic()
+    with pytest.raises(Ended):
+        beat_every(stalled, 0.05, 5)
+    assert time.monotonic() - begun_s >= 0.4
+
+
+def test_an_outage_is_no_stall(stalled: Owner) -> None:
+    """Expects beats with gaps, as when the server is away, to end nothing: what stands still may be waiting for it."""
+    beat_every(stalled, 0.3, 1.5)
