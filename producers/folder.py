@@ -71,20 +71,35 @@ class FolderSource:
             raise _UnreadableError("the name leads out of the folder")
         paths = [self._root / place / file for place in self._places]
         path = next((path for path in paths if path.exists()), paths[0])
-        if not path.resolve().is_relative_to(self._root):
-            raise _UnreadableError("a link that leads out of the folder")
-        with open(path, "rb", opener=_without_waiting) as photo:
-            status = os.fstat(photo.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise _UnreadableError("not a regular file")
-            if status.st_size > READ_LIMIT_BYTES:
-                raise _UnreadableError(f"{status.st_size} bytes: more than any photo has")
-            return photo.read()
+        return _read_inside(self._root, path)
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    # A FIFO that somebody named photo.jpg would keep a plain open() waiting for ever.
-    return os.open(path, flags | os.O_NONBLOCK)
+def _read_inside(root: Path, path: Path) -> bytes:
+    """The bytes of a file under ``root``, which is resolved; a link to another place under it is followed."""
+    inside = path.resolve()
+    if not inside.is_relative_to(root):
+        raise _UnreadableError("a link that leads out of the folder")
+
+    def from_the_root(_: str, flags: int) -> int:
+        # Step by step, and no link followed: one that was swapped in since resolve() may lead anywhere.
+        *folders, name = inside.relative_to(root).parts or (".",)
+        at = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for folder in folders:
+                outer, at = at, os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
+                os.close(outer)
+            # A FIFO that somebody named photo.jpg would keep a plain open() waiting for ever.
+            return os.open(name, flags | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=at)
+        finally:
+            os.close(at)
+
+    with open(inside, "rb", opener=from_the_root) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise _UnreadableError("not a regular file")
+        if status.st_size > READ_LIMIT_BYTES:
+            raise _UnreadableError(f"{status.st_size} bytes: more than is ever read here")
+        return file.read()
 
 
 class _UnreadableError(Exception):
@@ -146,13 +161,15 @@ def _manifest(path: Path, name: str) -> list[Entry]:
     """The rows of a manifest, in its order.
 
     Raises:
-        SourceError: it cannot be read, is not UTF-8, lacks a column, has a row of another length or another label.
+        SourceError: it cannot be read, leads out of the folder, is not UTF-8, lacks a column, has a row of another
+            length or another label.
     """
     try:
-        raw = path.read_bytes()
+        raw = _read_inside(path.parent.resolve(), path)
         text = raw.decode("utf-8-sig")
-    except OSError as error:
-        raise SourceError(f"{printable(path)}: {error.strerror}") from None
+    except (OSError, _UnreadableError) as error:
+        cause = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise SourceError(f"{printable(path)}: {cause}") from None
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise SourceError(f"{printable(path)}: line {line}: not UTF-8") from None

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,15 @@ from PIL import Image
 from pyarrow import parquet
 
 from configs.errors import SourceError, UsageError
+from producers.folder import Entry, FolderSource
 from producers.sources import Photo, open_source, slug
 from routing.messages import UNLABELLED
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "roadwork-photos"
+
+
+ENTRIES = [Entry("a.jpg", 1, "o"), Entry("sub/a.jpg", 0, "o")]
 
 
 def jpeg(shade: int = 0) -> bytes:
@@ -137,6 +142,52 @@ def test_a_bad_row_does_not_stop_the_rest(tmp_path: Path) -> None:
     assert all(photo.unreadable for photo in found if photo.data is None)
 
 
+def test_a_link_swapped_in_after_the_check_leads_nowhere(tmp_path: Path) -> None:
+    """A file, or the folder that it is in, swapped for a link out while it is read: the link is never followed."""
+    outside, folder = tmp_path / "outside", tmp_path / "d"
+    for place in (outside, folder / "sub"):
+        place.mkdir(parents=True)
+        (place / "a.jpg").write_bytes(b"secret" if place == outside else jpeg())
+    (folder / "a.jpg").write_bytes(jpeg())
+    ending = threading.Event()
+
+    def swap() -> None:
+        while not ending.is_set():
+            for inside, target in ((folder / "a.jpg", outside / "a.jpg"), (folder / "sub", outside)):
+                kept = inside.with_name(".kept")
+                inside.rename(kept)
+                inside.symlink_to(target)
+                inside.unlink()
+                kept.rename(inside)
+
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    try:
+        found = [photo for _ in range(1500) for photo in FolderSource(folder, "d", ENTRIES, "").photos(0)]
+    finally:
+        ending.set()
+        swapping.join()
+    assert {photo.data for photo in found} == {jpeg(), None}
+    # The swap was met at every step: some photos were whole, some links were refused.
+    assert len({photo.unreadable for photo in found}) > 1
+
+
+def test_a_manifest_is_a_file_of_its_folder(tmp_path: Path) -> None:
+    """A manifest that is a link out of the folder, a FIFO or a device is refused; nothing of it is read or shown."""
+    (tmp_path / "secret").write_text("root:x:0:0\n")
+    for name, make in (
+        ("link", lambda path: path.symlink_to(tmp_path / "secret")),
+        ("fifo", os.mkfifo),
+        ("device", lambda path: path.symlink_to("/dev/zero")),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        make(folder / "manifest.csv")
+        with pytest.raises(SourceError, match=r"manifest\.csv: (a link that leads out|not a regular file)") as error:
+            open_source(str(folder))
+        assert "root:x" not in str(error.value)
+
+
 def test_labelled_folders(tmp_path: Path) -> None:
     """Sub-folders give the labels; both are evenly mixed, each in its own order; hidden files are left out."""
     folder = tmp_path / "set"
@@ -241,7 +292,12 @@ def test_parquet_of_plain_bytes(tmp_path: Path, kind: Any, labels: Any) -> None:
 def test_parquet_rows_without_a_photo(tmp_path: Path) -> None:
     """A null, a path without bytes and a label that is none keep their position and say why; -1 is the hub's "none"."""
     images = pa.array(
-        [None, {"bytes": None, "path": "a.jpg"}, {"bytes": jpeg(), "path": None}, {"bytes": jpeg(), "path": None}],
+        [
+            None,
+            {"bytes": None, "path": "/etc/passwd"},
+            {"bytes": jpeg(), "path": None},
+            {"bytes": jpeg(), "path": None},
+        ],
         pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
     )
     found = check_restarts(write_parquet(tmp_path / "a.parquet", images, pa.array([1, 0, 2, -1])))
