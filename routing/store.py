@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import Any, Protocol
+from urllib.parse import quote
 
 import fsspec
 import redis
@@ -69,12 +70,17 @@ class FilePhotos:
         except (ValueError, ImportError, OSError) as error:
             raise ConfigError(f"photos.store {url!r}: {error}") from None
 
+    def _folder(self, source: str) -> str:
+        # A name out of the ledger must not climb: who can write there is not to read or delete files on this machine.
+        name = quote(source, safe="")
+        return f"{self._root}/{'%2E' + name[1:] if name.startswith('.') else name}"
+
     def _path(self, source: str, position: int) -> str:
-        return f"{self._root}/{source}/{position:012d}.jpg"
+        return f"{self._folder(source)}/{position:012d}.jpg"
 
     def put(self, source: str, photos: Sequence[tuple[int, bytes]]) -> None:
         """Writes them one by one; an OSError passes through."""
-        self._files.makedirs(f"{self._root}/{source}", exist_ok=True)
+        self._files.makedirs(self._folder(source), exist_ok=True)
         for position, data in photos:
             self._files.pipe_file(self._path(source, position), data)
 
