@@ -55,7 +55,7 @@ def up(profile_name: str, flower_port: int | None) -> None:
         supervisor = Supervisor(fleet_children(profile, profile_name, address, UP_FOLDER, env, flower))
         click.echo(f"fleet {profile.name!r} on {address.redacted}; logs in {UP_FOLDER}; Ctrl-C drains", err=True)
         if flower:
-            click.echo(f"Flower: {flower.url} (user {flower.user}, password {flower.password})", err=True)
+            click.echo(flower.greeting, err=True)
 
         def tend(events: Sequence[Event]) -> None:
             if server:
@@ -135,5 +135,5 @@ def serve_flower(port: int) -> None:
     """
     flower = flower_command(address_from_environment(), port)
     os.environ.update(flower.env)
-    click.echo(f"Flower: {flower.url} (user {flower.user}, password {flower.password})", err=True)
+    click.echo(flower.greeting, err=True)
     run_flower()
