@@ -104,7 +104,7 @@ def run(photos: str, profile_name: str, *, limit: int | None, flower_port: int |
         )
         console.print(f"fleet {profile.name!r}: {', '.join(child.name for child in children)}; logs in {RUN_FOLDER}")
         if flower:
-            console.print(f"Flower: {flower.url} (user {flower.user}, password {flower.password})")
+            console.print(flower.greeting)
         if source.note:
             console.print(f"photos: {source.note}")
         supervisor = stack.enter_context(Supervisor(children, interrupts=interrupts))
