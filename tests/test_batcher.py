@@ -1,5 +1,6 @@
 """The device thread and the batches it makes."""
 
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from workers.batcher import Batcher, ContractError
+from workers.batcher import GOOD_BATCHES, OVERDUE, Batcher, ContractError
+from workers.engines import DeviceMemoryError, EngineAwayError
 from workers.progress import Progress
 
 
@@ -20,6 +22,7 @@ class Echo:
         self.gate = threading.Event()
         self.gate.set()
         self.threads: set[int] = set()
+        self.away = False
 
     def load(self) -> None: ...
 
@@ -32,6 +35,8 @@ class Echo:
         self.threads.add(threading.get_ident())
         self.batches.append(list(inputs))
         self.gate.wait(10)
+        if self.away:
+            raise EngineAwayError("away on purpose")
         if "bad" in inputs:
             raise RuntimeError("bad input")
         if "short" in inputs:
@@ -117,3 +122,139 @@ def test_the_contract_is_checked(batcher: Batcher) -> None:
 def test_nothing_to_score(batcher: Batcher) -> None:
     """An empty claim does not touch the device."""
     assert batcher.score([], "bulk") == ([], 0.0)
+
+
+class Narrow(Echo):
+    """Has memory for ``fits`` inputs at once."""
+
+    def __init__(self, fits: int) -> None:
+        super().__init__()
+        self.fits = fits
+
+    def score(self, inputs: Sequence[Any]) -> Sequence[float | None]:
+        if len(inputs) > self.fits:
+            raise DeviceMemoryError(f"no memory for {len(inputs)}")
+        return super().score(inputs)
+
+
+@pytest.fixture
+def narrow() -> Iterator[tuple[Batcher, Narrow]]:
+    engine = Narrow(3)
+    batcher = Batcher(engine, 8, Progress())
+    batcher.start()
+    yield batcher, engine
+    batcher.stop()
+
+
+def test_a_batch_that_does_not_fit_is_halved(narrow: tuple[Batcher, Narrow]) -> None:
+    """All scores come back in order, nobody hears of it, and the smaller room is remembered."""
+    batcher, engine = narrow
+    inputs = [float(i) for i in range(20)]
+    assert batcher.score(inputs, "bulk")[0] == inputs
+    assert [len(batch) for batch in engine.batches] == [2] * 10
+    assert batcher.room == 2
+
+
+def test_several_works_are_halved_together(narrow: tuple[Batcher, Narrow]) -> None:
+    """Works that waited side by side in a batch that did not fit keep their order and their lanes."""
+    batcher, engine = narrow
+    works = [([1.0, 2.0, 3.0], "bulk"), ([4.0, 5.0, 6.0, 7.0], "bulk"), ([8.0, 9.0], "live")]
+    assert together(batcher, engine, *works) == [inputs for inputs, _ in works]
+    assert engine.batches[1] == [8.0, 9.0]
+    assert [x for batch in engine.batches[1:] for x in batch] == [8.0, 9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+
+
+def test_the_room_grows_back(narrow: tuple[Batcher, Narrow]) -> None:
+    """After enough batches that filled it the room doubles, up to max_batch and never above."""
+    batcher, engine = narrow
+    batcher.score([1.0] * 8, "bulk")
+    engine.fits = 100
+    engine.batches.clear()
+    batcher.score([1.0] * (2 * GOOD_BATCHES + 4 * GOOD_BATCHES + 80), "bulk")
+    sizes = [len(batch) for batch in engine.batches]
+    assert sorted(set(sizes)) == [2, 4, 8]
+    assert sizes.index(4) in (GOOD_BATCHES - 4, GOOD_BATCHES - 3)
+    assert batcher.room == 8
+
+
+def test_one_input_that_does_not_fit_harms_nobody(narrow: tuple[Batcher, Narrow]) -> None:
+    """It alone has no score, and says why; an engine that is away says so for each input."""
+    batcher, engine = narrow
+    engine.fits = 0
+    (alone,), _ = batcher.score([1.0], "bulk")
+    assert isinstance(alone, DeviceMemoryError)
+    engine.fits = 8
+    assert batcher.score([1.0, 2.0], "bulk")[0] == [1.0, 2.0]
+    engine.away = True
+    assert all(isinstance(outcome, EngineAwayError) for outcome in batcher.score([1.0, 2.0, 3.0], "bulk")[0])
+
+
+def test_an_input_whose_deadline_comes_in_the_queue_costs_no_device_time(batcher: Batcher, engine: Echo) -> None:
+    """Of three inputs that wait, the overdue one never reaches the engine; the others are scored, in order."""
+    results: list[Any] = []
+    engine.gate.clear()
+    first = threading.Thread(target=batcher.score, args=([0.0], "bulk"))
+    first.start()
+    while not engine.batches:
+        time.sleep(0.001)
+    now_s = time.monotonic()
+    due_s = [now_s + 60, now_s + 0.05, math.inf]
+    second = threading.Thread(target=lambda: results.extend(batcher.score([1.0, 2.0, 3.0], "bulk", due_s)[0]))
+    second.start()
+    time.sleep(0.1)
+    engine.gate.set()
+    first.join(10)
+    second.join(10)
+    assert results == [1.0, OVERDUE, 3.0]
+    assert engine.batches[1:] == [[1.0, 3.0]]
+
+
+def test_bulk_has_its_share_while_live_never_runs_dry(engine: Echo) -> None:
+    """One device batch in five is bulk's; a lone live input beside bulk still goes first."""
+    batcher = Batcher(engine, 4, Progress(), bulk_share=0.2)
+    works = [([100.0] * 4, "live") for _ in range(20)] + [([1.0] * 4, "bulk") for _ in range(10)]
+    batcher.start()
+    together(batcher, engine, *works)
+    order = ["live" if batch[0] == 100.0 else "bulk" for batch in engine.batches[1:]]
+    assert order[:25] == (["live"] * 4 + ["bulk"]) * 5
+    engine.batches.clear()
+    together(batcher, engine, *([([1.0] * 8, "bulk")] * 3), ([100.0], "live"))
+    assert engine.batches[1][0] == 100.0
+    batcher.stop()
+
+
+def test_the_device_is_watched_and_those_who_wait_for_it_are_not(engine: Echo) -> None:
+    """A long queue is no stall of the threads in it; a device that hangs is one."""
+    progress = Progress()
+    batcher = Batcher(engine, 1, progress)
+    batcher.start()
+    worst_s = 0.0
+
+    def claim() -> None:
+        with progress.in_hand():
+            batcher.score([1.0], "bulk")
+
+    slow = engine.score
+
+    def score(inputs: Sequence[Any]) -> Sequence[float | None]:
+        time.sleep(0.05)
+        return slow(inputs)
+
+    engine.score = score  # type: ignore[method-assign]
+    threads = [threading.Thread(target=claim) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        worst_s = max(worst_s, progress.stalled_s())
+        time.sleep(0.005)
+    assert len(engine.batches) == 20
+    assert worst_s < 0.6
+    assert progress.stalled_s() == 0
+    engine.gate.clear()
+    hung = threading.Thread(target=claim)
+    hung.start()
+    time.sleep(0.7)
+    assert progress.stalled_s() > 0.6
+    engine.gate.set()
+    hung.join(10)
+    batcher.stop()

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -46,9 +46,10 @@ class _Work(Struct):
     outcomes: list[Outcome]
     finished: threading.Event
     lane: str
-    alone: bool
     #: When each input is overdue, on the monotonic clock; empty: never.
-    due_s: Sequence[float]
+    due_s: Sequence[float] = ()
+    #: The device thread runs this, and nothing beside it, in place of scoring the inputs.
+    alone: Callable[[], None] | None = None
     #: Inputs handed to the device so far, and done so far.
     taken: int = 0
     done: int = 0
@@ -102,15 +103,12 @@ class Batcher:
             self._wake.notify()
         self._thread.join()
 
-    def score(
-        self, inputs: Sequence[Any], lane: str, *, alone: bool = False, due_s: Sequence[float] = ()
-    ) -> tuple[list[Outcome], float]:
+    def score(self, inputs: Sequence[Any], lane: str, due_s: Sequence[float] = ()) -> tuple[list[Outcome], float]:
         """Scores inputs, blocking; live work goes before bulk.
 
         Args:
             inputs: prepared photos.
             lane: live or bulk.
-            alone: in device batches with nobody else's inputs: they are suspects.
             due_s: when each input is overdue, on the monotonic clock; empty: never.
 
         Returns:
@@ -121,17 +119,34 @@ class Batcher:
         """
         if not inputs:
             return [], 0.0
-        work = _Work(inputs, [None] * len(inputs), threading.Event(), lane, alone, due_s)
+        work = _Work(inputs, [None] * len(inputs), threading.Event(), lane, due_s)
+        self._await(work)
+        return work.outcomes, work.device_s
+
+    def alone(self, task: Callable[[], None], lane: str) -> None:
+        """Has the device thread run a task, which may score_now(); nothing is scored beside it.
+
+        Raises:
+            Exception: what the task raised.
+        """
+        self._await(_Work([None], [None], threading.Event(), lane, alone=task))
+
+    def score_now(self, one: Any) -> Outcome | Exception:
+        """What becomes of one input, or what the engine raised; for a task of alone()."""
+        outcomes = self._outcomes([one])
+        # None is for more than one.
+        return outcomes[0] if isinstance(outcomes, Sequence) else outcomes
+
+    def _await(self, work: _Work) -> None:
         with self._wake:
             if self._ending:
                 raise EndingError("the device thread has ended")
-            self._waiting[lane].append(work)
+            self._waiting[work.lane].append(work)
             self._wake.notify()
         with self._progress.elsewhere():
             work.finished.wait()
         if work.error is not None:
             raise work.error
-        return work.outcomes, work.device_s
 
     def _gather(self) -> list[tuple[_Work, int, int]]:
         """The next device batch as slices of works; waits while there is nothing."""
@@ -182,7 +197,18 @@ class Batcher:
     def _run(self) -> None:
         while slices := self._gather():
             with self._progress.in_hand():
-                self._serve(slices)
+                task = slices[0][0].alone
+                if task:
+                    self._serve_alone(slices[0][0], task)
+                else:
+                    self._serve(slices)
+
+    def _serve_alone(self, work: _Work, task: Callable[[], None]) -> None:
+        try:
+            task()
+        except Exception as raised:  # noqa: BLE001 - handed to the thread whose task it is
+            work.error = raised
+        work.finished.set()
 
     def _serve(self, slices: list[tuple[_Work, int, int]]) -> None:
         now_s = time.monotonic()

@@ -23,6 +23,7 @@ from routing.owner import Owner
 from routing.refusals import Lost
 from workers.batcher import Batcher, EndingError, Outcome, Overdue
 from workers.engines import Engine, EngineAwayError
+from workers.gate import Gate
 from workers.overload import Mark
 from workers.photos import LoadInputs
 from workers.progress import Progress
@@ -32,6 +33,8 @@ log = structlog.get_logger(__name__)
 
 #: Claims of one batch after which it runs apart, and after as many again is given up: the last fuse.
 CLAIMS_FUSE = 20
+#: The mark of a batch none of whose items runs.
+NOBODY = -1
 
 
 class _Since(Struct, frozen=True):
@@ -51,6 +54,14 @@ class _Since(Struct, frozen=True):
             self.begun_s + (item.deadline_ms - self.claimed_ms) / 1000 if item.deadline_ms else math.inf
             for item in items
         ]
+
+
+class _Alone(Struct):
+    """What became of a suspect."""
+
+    ended: list[Verdict] = []
+    outcomes: list[Outcome | Exception] = []
+    device_s: float = 0.0
 
 
 class TierStop(Stop):
@@ -84,6 +95,8 @@ class TierStop(Stop):
         self._next = profile.after(tier.name)
         self._mark = Mark(owner.ledger, profile.tier(self._next) if self._next else None)
         self._load_inputs = load_inputs
+        #: Photos are loaded together; a suspect is loaded and scored alone.
+        self._gate = Gate()
         self.batcher = Batcher(engine, tier.max_batch, progress, profile.delivery.bulk_share)
 
     def work(self, claim: Claim) -> None:
@@ -108,9 +121,10 @@ class TierStop(Stop):
     def _work_together(self, claim: Claim, batches: list[Claimed], items: list[Item], since: _Since) -> None:
         # A claim is of one lane.
         lane = batches[0].lane
-        ended, sound, inputs = self._load(items, since)
+        with self._gate.together():
+            ended, sound, inputs = self._load(items, since)
         try:
-            outcomes, device_s = self.batcher.score(inputs, lane, due_s=since.due_s(sound))
+            outcomes, device_s = self.batcher.score(inputs, lane, since.due_s(sound))
         except EndingError:
             raise
         except Exception:
@@ -141,24 +155,31 @@ class TierStop(Stop):
                 detail = f"{batch.claims} times at {self.name}"
                 ended.append(void(item, self.name, since.now_ms(), "claimed-too-often", detail))
                 continue
+            tried = _Alone()
             try:
-                self.patiently(partial(self.owner.ledger.mark, claim.owner, batch, i))
+                self.batcher.alone(partial(self._try, claim, batch, i, item, since, tried), batch.lane)
             except Lost:
                 return
-            bad, good, inputs = self._load([item], since)
-            ended += bad
-            try:
-                outcome, spent_s = self.batcher.score(inputs, batch.lane, alone=True, due_s=since.due_s(good))
-            except EndingError:
-                raise
-            except Exception as error:
-                log.exception("engine failed", tier=self.name, item=item.id)
-                failed.append(self._blame(good[0], batch.lane, since.now_ms(), error))
-                continue
-            sound += good
-            outcomes += outcome
-            device_s += spent_s
+            device_s += tried.device_s
+            ended += tried.ended
+            for outcome in tried.outcomes:
+                if isinstance(outcome, Exception) and not isinstance(outcome, EngineAwayError):
+                    log.error("engine failed", tier=self.name, item=item.id, exc_info=outcome)
+                    failed.append(self._blame(item, batch.lane, since.now_ms(), outcome))
+                else:
+                    sound.append(item)
+                    outcomes.append(outcome)
         self._decide(claim, [batch], sound, outcomes, ended, device_s, since, failed, apart=True)
+
+    def _try(self, claim: Claim, batch: Claimed, index: int, item: Item, since: _Since, tried: _Alone) -> None:
+        """One suspect, in the device thread. What dies with it inside the mark is its fault: nothing else runs then."""
+        with self._gate.alone():
+            self.patiently(partial(self.owner.ledger.mark, claim.owner, batch, index))
+            tried.ended, _, inputs = self._load([item], since)
+            begun_s = time.monotonic()
+            tried.outcomes = [self.batcher.score_now(one) for one in inputs]
+            tried.device_s = time.monotonic() - begun_s
+            self.patiently(partial(self.owner.ledger.mark, claim.owner, batch, NOBODY))
 
     def _load(self, items: Sequence[Item], since: _Since) -> tuple[list[Verdict], list[Item], list[Any]]:
         """Verdicts for what cannot be loaded or is overdue; the sound items, and the engine's inputs for them."""
