@@ -65,6 +65,8 @@ class Child:
     ready_file: Path | None = None
     #: Not ready by then: killed, a failed start.
     ready_within_s: float = 120.0
+    #: In a rolling restart its successor comes up beside it: where the two share no port and no memory of a device.
+    overlaps: bool = False
     #: From SIGTERM to SIGKILL.
     drain_s: float = 30.0
     #: False: a job. Status 0 ends it; only a signal, a server away (69) or somebody busy (75) is worth another try.
@@ -88,7 +90,7 @@ class Backoff:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a child: started, ready, exited, restarts, given up, draining, killed or stuck."""
+    """Something that happened to a child: started, ready, exited, restarts, given up, draining, replaced, and so on."""
 
     child: str
     what: str
@@ -130,6 +132,7 @@ class Running:
         self.killed = 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self._stream = stream
+        self._width = width
         self._prefix = f"{child.name:<{width}} | "
         self._partial = b""
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
@@ -144,6 +147,12 @@ class Running:
     def state(self) -> ChildState:
         """What others may know of it."""
         return ChildState(self.child.name, self.pid, self.phase, self.restarts, self.last_exit)
+
+    def successor(self) -> "Running":
+        """The same child once more, not started."""
+        new = Running(self.child, self._stream, self._width)
+        new.restarts = self.restarts
+        return new
 
     def start(self) -> None:
         """Starts the process in a session of its own.
@@ -231,6 +240,12 @@ class Running:
         if self._process:
             # Not Popen.send_signal: it may reap, and only ``reap`` is to do that.
             os.kill(self._process.pid, signal.SIGTERM)
+
+    def drain(self, now: float) -> None:
+        """Asks it to end, within its ``drain_s`` from now."""
+        self.phase = "draining"
+        self.due = now + self.child.drain_s
+        self.ask_to_end()
 
     def kill(self) -> None:
         """Sends SIGKILL to the process and all that it started."""

@@ -17,13 +17,14 @@ from ops.account import baseline, settle_account
 from ops.child import Child, Event
 from ops.fleet import command, fleet_children
 from ops.flower import flower_command
+from ops.interrupts import Interrupts
 from ops.lock import RunLock
 from ops.progress import Display, Progress, look
 from ops.report import Report, make_report, write_report
 from ops.report_text import LOG_WIDTH, print_report
 from ops.serve import DATABASE
 from ops.server import EmbeddedServer
-from ops.supervisor import POLL_INTERVAL_S, Interrupts, Supervisor
+from ops.supervisor import POLL_INTERVAL_S, Supervisor
 from producers.admitted import read_journal
 from producers.sources import open_source
 from routing.address import ServerAddress, address_from_environment

@@ -6,16 +6,16 @@ only, and what a child started dies with the child.
 """
 
 import random
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType, TracebackType
-from typing import Any, Self, TextIO
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self, TextIO
 
 from configs.errors import BusyError, ConfigError, FleetError, ServerError, UsageError
 from ops.child import STUCK_S, Backoff, Child, ChildState, Event, Running
+from ops.interrupts import Interrupts
+from ops.roll import FLEET, Roll
 
 POLL_INTERVAL_S = 0.05
 
@@ -23,29 +23,6 @@ POLL_INTERVAL_S = 0.05
 _HOPELESS = {UsageError.exit_status, ConfigError.exit_status}
 #: A server that is away comes back, and who is busy ends.
 _PASSING = {ServerError.exit_status, BusyError.exit_status}
-
-
-class Interrupts:
-    """Counts SIGINT, SIGTERM and SIGHUP: the first drains, the second is at once."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    @contextmanager
-    def heeded(self) -> Iterator["Interrupts"]:
-        """Takes the signals over; for the main thread."""
-
-        # Only counted: the handler may run in the middle of anything.
-        def note(_number: int, _frame: FrameType | None) -> None:
-            self.count += 1
-
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before: dict[signal.Signals, Any] = {number: signal.signal(number, note) for number in numbers}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 class Supervisor:
@@ -84,6 +61,9 @@ class Supervisor:
         self._draining = False
         self._fault: FleetError | None = None
         self._interrupts = interrupts or Interrupts()
+        self._roll: Roll | None = None
+        #: Processes beside the children while a rolling restart goes on.
+        self._beside: list[Running] = []
 
     @property
     def states(self) -> list[ChildState]:
@@ -98,7 +78,11 @@ class Supervisor:
     @property
     def ended(self) -> bool:
         """Whether no child runs and none will be started."""
-        return all(state.phase in {"finished", "stopped"} for state in self.states)
+        return not self._beside and all(state.phase in {"finished", "stopped"} for state in self.states)
+
+    @property
+    def _all(self) -> list[Running]:
+        return [*self._children.values(), *self._beside]
 
     def poll(self) -> list[Event]:
         """Does what is due, without waiting; returns what happened since the last call.
@@ -109,17 +93,21 @@ class Supervisor:
         if self._fault is not None and not self._draining:
             raise self._fault
         now = time.monotonic()
-        for running in self._children.values():
+        for running in self._all:
             running.forward_output()
             if running.reap():
                 self._after_exit(running, now)
             elif running.phase == "starting":
                 self._check_ready(running, now)
+            elif running.phase == "draining":
+                self._see_out(running, now)
+        self._beside[:] = [running for running in self._beside if running.pid is not None]
         if self._draining:
             self._drain_step(now)
         else:
             for running in self._children.values():
                 self._start_if_due(running, now)
+            self._roll_step(now)
         events, self._events = self._events, []
         return events
 
@@ -132,6 +120,11 @@ class Supervisor:
         elif running.phase in {"starting", "ready"}:
             running.ask_to_end()
 
+    def roll(self) -> None:
+        """Restarts one child after another (see ops/roll.py); ``poll`` does it. Nothing while it is at it already."""
+        if self._roll is None and not self._draining:
+            self._roll = Roll(self._children, self._beside, self._note)
+
     def drain(self) -> None:
         """Asks all children to end, in the reverse order of start; ``poll`` does it.
 
@@ -139,16 +132,20 @@ class Supervisor:
         one that takes longer than its ``drain_s`` is killed with all it started.
         """
         self._draining = True
+        if self._roll:
+            self._events.append(Event(FLEET, "restart stopped", "the fleet ends"))
+            self._roll = None
 
     def kill(self) -> None:
         """Kills every child and all that they started, now."""
         self._draining = True
-        for running in reversed(self._children.values()):
+        for running in reversed(self._all):
             if running.pid is not None:
                 running.kill()
                 self._note(running, "killed", "at once")
                 running.wait()
             running.phase = "finished" if running.phase == "finished" else "stopped"
+        self._beside.clear()
 
     def stop(self) -> None:
         """Drains and waits for it; at most the sum of the ``drain_s`` of children that wait for each other."""
@@ -166,7 +163,7 @@ class Supervisor:
     def run(self, on_events: Callable[[list[Event]], object] | None = None) -> None:
         """Polls until every child has ended; for the main thread, whose signals it takes over meanwhile.
 
-        The first SIGINT, SIGTERM or SIGHUP drains, the next one kills at once.
+        The first SIGINT, SIGTERM or SIGHUP drains, a SIGINT after it kills at once.
 
         Args:
             on_events: called about 20 times a second with what happened, perhaps nothing.
@@ -219,13 +216,17 @@ class Supervisor:
             self._note(running, "killed", f"not ready within {child.ready_within_s:g} s")
 
     def _after_exit(self, running: Running, now: float) -> None:
-        was_ready, status = running.phase in {"ready", "draining"}, running.last_exit
+        was_ready, status = running.phase == "ready", running.last_exit
         self._note(running, "exited", running.how_it_ended())
-        if self._draining:
+        if self._draining or running in self._beside:
             running.phase = "stopped"
             return
         if running.retired or (status == 0 and not running.child.lasting):
             running.phase = "finished"
+            return
+        if running.phase == "draining":
+            # The roll asked for it: its successor starts now.
+            running.phase, running.due = "waiting", now
             return
         if not running.child.lasting and status is not None and status > 0 and status not in _PASSING:
             self._give_up(running, f"{running.child.name} failed", status)
@@ -259,26 +260,33 @@ class Supervisor:
         running.phase = "stopped"
         self._note(running, "given up", f"{len(running.failed_starts)} failed starts" if running.failed_starts else why)
 
+    def _roll_step(self, now: float) -> None:
+        if self._roll is None or self._roll.step(now):
+            return
+        fault = self._roll.fault
+        what, detail = ("restart stopped", fault) if fault else ("restarted", f"{self._roll.replaced} processes")
+        self._events.append(Event(FLEET, what, detail))
+        self._roll = None
+
     def _drain_step(self, now: float) -> None:
-        for running in reversed(self._children.values()):
+        for running in reversed(self._all):
             if running.phase in {"waiting", "backing off"}:
                 running.phase = "stopped"
-            if running.pid is None or any(
-                other.pid is not None and running.child.name in other.child.after for other in self._children.values()
-            ):
+            if running.pid is None or running.phase == "draining":
                 continue
-            if running.phase != "draining":
-                running.phase = "draining"
-                running.due = now + running.child.drain_s
-                running.ask_to_end()
+            if not any(other.pid is not None and running.child.name in other.child.after for other in self._all):
+                running.drain(now)
                 self._note(running, "draining")
-            elif now >= running.due and not running.killed:
-                running.kill()
-                self._note(running, "killed", f"not gone within {running.child.drain_s:g} s")
-            elif running.killed and now >= running.killed + STUCK_S:
-                self._note(running, "stuck", f"pid {running.pid} does not die of SIGKILL; left to the kernel")
-                running.wait()
-                running.phase = "stopped"
+
+    def _see_out(self, running: Running, now: float) -> None:
+        """A process that drains has its time for it."""
+        if now >= running.due and not running.killed:
+            running.kill()
+            self._note(running, "killed", f"not gone within {running.child.drain_s:g} s")
+        elif running.killed and now >= running.killed + STUCK_S:
+            self._note(running, "stuck", f"pid {running.pid} does not die of SIGKILL; left to the kernel")
+            running.wait()
+            running.phase = "stopped"
 
     def __enter__(self) -> Self:
         return self

@@ -358,7 +358,8 @@ def test_second_signal_kills() -> None:
 STOPPING = """
 import sys, time
 from ops.child import Child
-from ops.supervisor import Interrupts, Supervisor
+from ops.interrupts import Interrupts
+from ops.supervisor import Supervisor
 with Interrupts().heeded() as interrupts:
     child = Child(name="x", argv=[sys.executable, "-c", sys.argv[1]], drain_s=60)
     supervisor = Supervisor([child], stream=sys.stdout, interrupts=interrupts)
@@ -440,3 +441,118 @@ def test_logging_is_json_without_secrets(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DiskError):
         configure_logging("x", path=tmp_path / "file" / "log")
+
+
+#: Ready after a warm-up; told to end, it drains for a while.
+TAKES_ITS_TIME = """
+import pathlib, signal, sys, time
+def end(*_):
+    time.sleep(0.3)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+broken, ready = pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[1])
+if broken.exists():
+    sys.exit("cannot start")
+time.sleep(0.3)
+ready.touch()
+time.sleep(60)
+"""
+
+
+def rolling(tmp_path: Path, *, overlaps: bool) -> list[Child]:
+    return [
+        Child(
+            name=name,
+            argv=python(TAKES_ITS_TIME, str(tmp_path / name), str(tmp_path / f"{name}.broken")),
+            ready_file=tmp_path / name,
+            log=tmp_path / f"{name}.log",
+            overlaps=overlaps,
+        )
+        for name in ("a", "b")
+    ]
+
+
+@pytest.mark.parametrize("overlaps", [True, False])
+def test_a_roll_replaces_one_after_another(tmp_path: Path, overlaps: bool) -> None:
+    """Each child gets a successor, the next one's turn comes then; an overlapping one works until its own is ready."""
+    with Supervisor(rolling(tmp_path, overlaps=overlaps), QUICK, io.StringIO()) as supervisor:
+        poll_until(supervisor, lambda: supervisor.all_ready)
+        before = [state.pid for state in supervisor.states]
+        supervisor.roll()
+        events: list[Event] = []
+        while not any(event.what == "restarted" for event in events):
+            events += supervisor.poll()
+            # Never are both down, and never does the second one move before the first one is done.
+            if not any(event.what == "replaced" for event in events):
+                assert supervisor.states[1].pid == before[1]
+            if overlaps:
+                assert all(state.phase == "ready" for state in supervisor.states)
+            time.sleep(0.01)
+        order = ["started", "ready", "draining", "exited"] if overlaps else ["draining", "exited", "started", "ready"]
+        assert [(e.child, e.what) for e in events] == [
+            *(("a", what) for what in [*order, "replaced"]),
+            *(("b", what) for what in [*order, "replaced"]),
+            ("fleet", "restarted"),
+        ]
+        after = [state.pid for state in supervisor.states]
+        assert not set(before) & set(after)
+        assert [(state.restarts, state.phase) for state in supervisor.states] == [(0, "ready")] * 2
+        assert not any(alive(pid) for pid in before if pid)
+    assert not any(alive(pid) for pid in after if pid)
+
+
+@pytest.mark.parametrize("overlaps", [True, False])
+def test_a_roll_stops_where_a_successor_does_not_come_up(tmp_path: Path, overlaps: bool) -> None:
+    """The roll ends there and says which; an overlapping child works on, the next child is left alone."""
+    with Supervisor(rolling(tmp_path, overlaps=overlaps), QUICK, io.StringIO()) as supervisor:
+        poll_until(supervisor, lambda: supervisor.all_ready)
+        before = [state.pid for state in supervisor.states]
+        (tmp_path / "a.broken").touch()
+        supervisor.roll()
+        events: list[Event] = []
+        while not any(event.child == "fleet" for event in events):
+            events += supervisor.poll()
+            time.sleep(0.01)
+        assert ("a", "not replaced") in [(event.child, event.what) for event in events]
+        assert events[-1].what == "restart stopped"
+        assert events[-1].detail.startswith("a: its successor did not come up: exit status 1")
+        assert supervisor.states[1].pid == before[1]
+        if overlaps:
+            assert supervisor.states[0].pid == before[0]
+            assert supervisor.all_ready
+        (tmp_path / "a.broken").unlink()
+        poll_until(supervisor, lambda: supervisor.all_ready)
+        supervisor.roll()
+        events = poll_until(supervisor, lambda: before[1] not in [state.pid for state in supervisor.states])
+        assert ("a", "replaced") in [(event.child, event.what) for event in events]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_fleet_that_ends_while_it_rolls_leaves_nothing(tmp_path: Path, at_once: bool) -> None:
+    """Drained or killed between two processes of one child, both are gone, and the roll says that it stopped."""
+    with Supervisor(rolling(tmp_path, overlaps=True), QUICK, io.StringIO()) as supervisor:
+        poll_until(supervisor, lambda: supervisor.all_ready)
+        supervisor.roll()
+        events = poll_until(supervisor, lambda: supervisor._beside)
+        pids = [running.pid for running in supervisor._all]
+        assert len(pids) == 3
+        if at_once:
+            supervisor.kill()
+        else:
+            supervisor.drain()
+            events = poll_until(supervisor, lambda: supervisor.ended)
+            assert Event("fleet", "restart stopped", "the fleet ends") in events
+        assert not any(alive(pid) for pid in pids if pid)
+
+
+def test_a_second_sigterm_is_no_second_wish() -> None:
+    """SIGTERM twice, as a service manager may send it, drains; Ctrl-C after it is at once."""
+    parent, pid = start_parent(STUBBORN)
+    with parent:
+        for _ in range(2):
+            parent.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+        assert alive(pid)
+        parent.send_signal(signal.SIGINT)
+        parent.communicate(timeout=20)
+    assert not alive(pid)
