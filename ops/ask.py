@@ -26,6 +26,8 @@ from workers.verdicts import VerdictDatabase
 _LOOK_EVERY_S = 0.02
 #: Past the deadline the fleet settles with the votes it has; this long for that to arrive.
 _GRACE_S = 3.0
+#: The ledger remembers the photo's source for so long after its answer: asked once a second they would fill the server.
+_KEPT_S = 3600
 
 
 def print_answer(path: Path, profile: Profile, deadline_s: float, *, as_json: bool) -> None:
@@ -80,7 +82,7 @@ def _admit(
         deadline_ms=now_ms + int(deadline_s * 1000),
     )
     store.put(source, [(0, taken.data)])
-    epoch, _ = ledger.open(source, "live")
+    epoch, _ = ledger.open(source, "live", _KEPT_S)
     child = item_batch([item], profile.tiers[0].name, "live")
     bounds = profile.admission
     try:

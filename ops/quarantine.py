@@ -78,7 +78,13 @@ def replay(profile: Profile, image_ids: Sequence[str]) -> None:
                 raise SourceError(f"{image_id}: its bytes are not kept ({row['reason']}): feed the photo again")
             item = msgspec.structs.replace(item, stored_bytes=len(data))
             answer = ledger.replay(
-                item.source, item.position, first, encode([item]), len(data), in_server=store.in_server
+                item.source,
+                item.position,
+                first,
+                encode([item]),
+                len(data),
+                in_server=store.in_server,
+                row_gen=row["gen"],
             )
             if answer != "ok":
                 raise SourceError(f"{image_id}: not in quarantine (any more): it was replayed or dropped")

@@ -59,9 +59,16 @@ class Ledger:
             raise ValueError(f"{verb}: the new batches hold {rest[0]} items, in place of {rest[1]}")
         return answer, rest
 
-    def open(self, source: str, lane: str) -> tuple[int, int]:
-        """Opens a source for producing: its new epoch, and the position to go on from."""
-        reply = self._scripts["open"](args=(source, lane))
+    def open(self, source: str, lane: str, keep_s: int = 0) -> tuple[int, int]:
+        """Opens a source for producing: its new epoch, and the position to go on from.
+
+        Args:
+            source: the stream.
+            lane: live or bulk.
+            keep_s: how long the source is remembered while nothing of it is on its way, as its first open says;
+                0: for ever, so that it can be resumed.
+        """
+        reply = self._scripts["open"](args=(source, lane, keep_s))
         return int(reply[0]), int(reply[1])
 
     def close(self, source: str, epoch: int, end: int) -> None:
@@ -246,6 +253,8 @@ class Ledger:
     ) -> Committed:
         """The collector's settle, after the rows are in the database: windows and counts move, bytes go.
 
+        Quarantine, and the bytes of who is in it, end after ``keep_s``.
+
         Raises:
             Lost: some parents are not this owner's any more.
             ValueError: the standings do not hold the parents' verdicts.
@@ -267,12 +276,11 @@ class Ledger:
             late=int(rest[0]), released={s.decode(): c for s, c in zip(rest[1::2], rest[2::2], strict=True)}
         )
 
-    def heartbeat(self, owner: str, tokens: Iterable[str]) -> list[str]:
-        """Says that the owner lives and what it holds; returns tokens that are its no more. Raises OwnerDead."""
-        answer, rest = self._run("heartbeat", owner, *tokens)
+    def heartbeat(self, owner: str, tokens: Iterable[str]) -> None:
+        """Says that the owner lives and what it holds. Raises OwnerDead."""
+        answer, _ = self._run("heartbeat", owner, *tokens)
         if answer == "dead":
             raise OwnerDead
-        return [token.decode() for token in rest]
 
     def reap(self, owner: str, beat_seen: int) -> int | None:
         """Gives a silent owner's batches back: how many, or None because it lives after all."""
@@ -294,13 +302,25 @@ class Ledger:
         beats: Any = self.server.hgetall(PREFIX + "owners")
         return _counts(beats)
 
-    def replay(self, source: str, position: int, tier: str, blob: bytes, stored_bytes: int, *, in_server: bool) -> str:
+    def replay(
+        self, source: str, position: int, tier: str, blob: bytes, stored_bytes: int, *, in_server: bool, row_gen: int
+    ) -> str:
         """Sends a quarantined photo on its way once more.
+
+        Args:
+            source: the stream that it is of.
+            position: its place there.
+            tier: where it begins.
+            blob: the item, encoded.
+            stored_bytes: of its photo.
+            in_server: whether the photo is in the server's store.
+            row_gen: generation of the row that its verdict is to replace.
 
         Returns:
             "ok", "gone" (it is not in quarantine) or "missing" (its bytes went).
         """
-        return self._run("replay", self._now(), source, position, int(in_server), new_id(), tier, stored_bytes, blob)[0]
+        photo = (source, position, int(in_server), new_id(), tier, stored_bytes, blob, row_gen)
+        return self._run("replay", self._now(), *photo)[0]
 
     def drop(self, ids: Sequence[str]) -> int:
         """Takes voids out of quarantine for good, bytes and all; how many were there."""

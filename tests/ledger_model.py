@@ -8,6 +8,10 @@ from configs.profile import COLLECTOR, ROUTE
 from routing.messages import Child, Claimed, Item, Verdict, decode_items, decode_verdicts
 
 READY, LATER = "ready", "later"
+#: No back-off is longer; what is due later than that is of a clock that went back.
+LONGEST_WAIT_MS = 600_000
+#: As tests.ledgers.commit says it.
+KEEP_MS = 100_000
 
 
 @dataclass
@@ -60,6 +64,9 @@ class Windows:
             head = min(waiting)
             since_ms, packed = waiting[head]
             if head > self.next[source] and now_ms - since_ms <= late_after_ms:
+                if since_ms > now_ms:
+                    # The clock went back: what waits counts its age from now.
+                    waiting.update({position: (now_ms, mark) for position, (_, mark) in waiting.items()})
                 break
             cell, *scopes = packed.split("|")
             if "subnet" in scopes:
@@ -81,7 +88,8 @@ class Model:
         self.admitted: dict[str, int] = {}
         self.ended: Counter[str] = Counter()
         self.replayed: Counter[str] = Counter()
-        self.quarantine: set[str] = set()
+        #: Until when, by id.
+        self.quarantine: dict[str, int] = {}
         self.windows = Windows()
 
     def admit(self, source: str, end: int, children: Sequence[Child]) -> None:
@@ -108,7 +116,7 @@ class Model:
     def end_back_off(self, now_ms: int) -> None:
         """What a claim under a new token and a tick begin with."""
         for batch in self.batches.values():
-            if batch.place == LATER and batch.due_ms <= now_ms:
+            if batch.place == LATER and not now_ms < batch.due_ms <= now_ms + LONGEST_WAIT_MS:
                 batch.place = READY
 
     def route(self, now_ms: int, known: Sequence[str]) -> None:
@@ -161,7 +169,8 @@ class Model:
             by_source.setdefault(item.source, []).append((item.position, mark, item.replay))
             self.ended[item.id] += 1
             if verdict.void:
-                self.quarantine.add(item.id)
+                self.quarantine[item.id] = now_ms + KEEP_MS
+        self.quarantine = {id_: until_ms for id_, until_ms in self.quarantine.items() if until_ms > now_ms}
         return sum(self.windows.take(source, marks, now_ms, late_ms) for source, marks in by_source.items())
 
     def beat(self, owner: str, tokens: set[str]) -> None:

@@ -137,7 +137,7 @@ def test_a_void_takes_its_slot_and_its_bytes_stay_a_while(
     assert collect(ledger, owner).released == {"all": b"3", "subnet": b"3-"}
     assert redis_client.exists(PREFIX + "img:s:0") == 0
     assert 0 < redis_client.ttl(PREFIX + "img:s:1") <= 100
-    assert redis_client.smembers(PREFIX + "quarantine") == {b"s:1"}
+    assert redis_client.zrange(PREFIX + "quarantine", 0, -1) == [b"s:1"]
     assert (field(redis_client, "acct", "verdicts"), field(redis_client, "acct", "quarantined")) == (1, 1)
 
 
@@ -208,9 +208,9 @@ def test_a_replay_counts_and_stays_out_of_the_windows(ledger: Ledger, owner: str
     """Expects a replay to be late: all-time counts move, no window does, its bytes live until its verdict."""
     _quarantined(ledger, owner, redis_client)
     blob = encode([photo("s", 0, stored_bytes=1, replay=True)])
-    assert ledger.replay("s", 0, FIRST, blob, 1, in_server=True) == "ok"
+    assert ledger.replay("s", 0, FIRST, blob, 1, in_server=True, row_gen=0) == "ok"
     assert redis_client.ttl(PREFIX + "img:s:0") == -1
-    assert ledger.replay("s", 0, FIRST, blob, 1, in_server=True) == "gone"
+    assert ledger.replay("s", 0, FIRST, blob, 1, in_server=True, row_gen=0) == "gone"
     audit(redis_client).raise_for_problems()
     to_collector(ledger, owner, take(ledger, owner))
     committed = collect(ledger, owner)
@@ -225,7 +225,7 @@ def test_a_replay_without_its_bytes_stays_in_quarantine(ledger: Ledger, owner: s
     """Expects missing, and a void that can be dropped later."""
     _quarantined(ledger, owner, redis_client)
     redis_client.delete(PREFIX + "img:s:0")
-    assert ledger.replay("s", 0, FIRST, b"", 1, in_server=True) == "missing"
+    assert ledger.replay("s", 0, FIRST, b"", 1, in_server=True, row_gen=0) == "missing"
     assert ledger.drop(["s:0", "s:1"]) == 1
     assert ledger.drop(["s:0"]) == 0
 

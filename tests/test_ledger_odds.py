@@ -38,7 +38,7 @@ def test_a_full_server_admits_nothing_and_finishes_everything(ledger: Ledger, fu
     with pytest.raises(redis.OutOfMemoryError):
         ledger.open("s", "bulk")
     with pytest.raises(redis.OutOfMemoryError):
-        ledger.replay("void", 0, FIRST, encode([photo("void", 0, replay=True)]), 0, in_server=False)
+        ledger.replay("void", 0, FIRST, encode([photo("void", 0, replay=True)]), 0, in_server=False, row_gen=0)
 
     # A server that restarted full forgot its scripts: they must load.
     full.script_flush()
@@ -76,7 +76,7 @@ def test_thousands_of_photos_go_through_one_call(ledger: Ledger, redis_client: r
     verdicts = [judged(item, None if item.position % 2 else 0.9) for item in items]
     ledger.settle(owner, take(ledger, owner), [verdict_batch(verdicts, "bulk")])
     assert len(collect(ledger, owner).released["subnet"]) == 9000
-    assert redis_client.scard(PREFIX + "quarantine") == 4500
+    assert redis_client.zcard(PREFIX + "quarantine") == 4500
     audit(redis_client).raise_for_problems()
 
 

@@ -44,8 +44,14 @@ Scores = Callable[[int], float | None]
 class Fleet:
     """Two tiers and a collector, driven by hand."""
 
-    def __init__(self, server: EmbeddedServer, client: Any, database: VerdictDatabase) -> None:
-        self.ledger = Ledger(client)
+    def __init__(
+        self,
+        server: EmbeddedServer,
+        client: Any,
+        database: VerdictDatabase,
+        clock_us: Callable[[], int] | None = None,
+    ) -> None:
+        self.ledger = Ledger(client, clock_us)
         self.client = client
         self.database = database
         doorbells = Doorbells(make_app(parse_address(server.url), PROFILE))

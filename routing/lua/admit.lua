@@ -8,7 +8,7 @@ local source, epoch, from, to = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(AR
 local max_items, max_bytes, lane = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
 local stored, count = cmsgpack.unpack(ARGV[9]), tonumber(ARGV[10])
 local src = K .. 'src:' .. source
-local s = call('HMGET', src, 'epoch', 'offset')
+local s = call('HMGET', src, 'epoch', 'offset', 'keep_s')
 if s[1] ~= epoch then return { 'zombie' } end
 local offset = tonumber(s[2])
 if offset ~= from then return { 'at', offset } end
@@ -38,6 +38,10 @@ end
 
 for _, key in ipairs(keys) do call('PERSIST', key) end
 call('HSET', src, 'offset', int(to))
+if s[3] then
+  keep(src)
+  call('HINCRBY', K .. 'acct', 'brief', int(to - from))
+end
 local order = call('HINCRBY', K .. 'acct', 'order', int(to - from)) - (to - from)
 call('HINCRBY', K .. 'acct', 'admitted', int(to - from))
 local reply = { 'ok' }

@@ -10,8 +10,6 @@ for _, key in ipairs(call('KEYS', K .. '*')) do
     content = call('HGETALL', key)
   elseif kind == 'zset' then
     content = call('ZRANGE', key, 0, -1, 'WITHSCORES')
-  elseif kind == 'set' then
-    content = call('SMEMBERS', key)
   elseif kind == 'list' then
     content = call('LRANGE', key, 0, -1)
   else

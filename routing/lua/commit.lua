@@ -10,7 +10,7 @@ local now, owner, parents = now_us(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local batches, items = held_parents(owner, ARGV, 4, parents)
 if not batches then return items end
 local at = 4 + 2 * parents
-local now_ms, late_after_ms = math.floor(now / 1000), tonumber(ARGV[at])
+local now_ms, late_after_ms, keep_s = math.floor(now / 1000), tonumber(ARGV[at]), tonumber(ARGV[at + 1])
 local groups = cmsgpack.unpack(ARGV[at + 4])
 local ended = 0
 for _, group in ipairs(groups) do ended = ended + #group[2] + #group[4] end
@@ -69,11 +69,23 @@ local function skip(source, from, to, kind)
   for pos = math.max(from, to - 1000), to - 1 do release(source, pos, kinds['-|subnet']) end
 end
 
-local all_late = 0
+-- The clock went back since: what waits in ro counts its age from now.
+local function from_now(ro)
+  local waiting = call('ZRANGE', ro, 0, -1, 'WITHSCORES')
+  call('DEL', ro)
+  for i = 1, #waiting, 2 do
+    waiting[i], waiting[i + 1] = waiting[i + 1], string.gsub(waiting[i], '@%d+|', '@' .. int(now_ms) .. '|', 1)
+  end
+  in_chunks('ZADD', ro, waiting)
+end
+
+local all_late, fallen = 0, 0
 for _, group in ipairs(groups) do
   local source, positions, packed, replays = group[1], group[2], group[3], group[4]
   local src, ro = K .. 'src:' .. source, K .. 'ro:' .. source
-  local next_pos = tonumber(call('HGET', src, 'next') or 0)
+  local s = call('HMGET', src, 'next', 'keep_s')
+  local begun = tonumber(s[1] or 0)
+  local next_pos = begun
   for _, replay in ipairs(replays) do kinds[replay].n = kinds[replay].n + 1 end
 
   -- This commit's verdicts, without those whose turn is over.
@@ -112,6 +124,7 @@ for _, group in ipairs(groups) do
     local pos = fresh[i]
     if held and not (pos and pos < held) then
       if held ~= next_pos then
+        if tonumber(since) > now_ms then from_now(ro) end
         if now_ms - tonumber(since) <= late_after_ms then break end
         skipped = skipped + held - next_pos
         skip(source, next_pos, held, kinds[string.match(rest, '^[^\n]+')])
@@ -141,18 +154,28 @@ for _, group in ipairs(groups) do
     stay[#stay + 1] = int(fresh[first]) .. '@' .. int(now_ms) .. '|' .. table.concat(packs, '\n', first, i - 1)
   end
   in_chunks('ZADD', ro, stay)
-  call('HSET', src, 'next', int(next_pos))
+  -- Replays of a source that is remembered no more must not bring it back.
+  if next_pos ~= begun then call('HSET', src, 'next', int(next_pos)) end
   if skipped ~= late then call('HINCRBY', src, 'skipped', int(skipped - late)) end
+  if s[2] then keep(src) end
   all_late = all_late + late + #replays
 
   local prefix = K .. 'img:' .. source .. ':'
   local voids, going = {}, {}
-  for _, pos in ipairs(group[5]) do voids[#voids + 1] = source .. ':' .. int(pos) end
-  in_chunks('SADD', K .. 'quarantine', voids)
+  for _, pos in ipairs(group[5]) do
+    voids[#voids + 1] = int(now_ms + 1000 * keep_s)
+    voids[#voids + 1] = source .. ':' .. int(pos)
+  end
+  fallen = fallen + #group[5]
+  in_chunks('ZADD', K .. 'quarantine', voids)
   for _, pos in ipairs(group[6]) do going[#going + 1] = prefix .. int(pos) end
   for first = 1, #going, 1000 do call('UNLINK', unpack(going, first, math.min(first + 999, #going))) end
-  for _, pos in ipairs(group[7]) do call('EXPIRE', prefix .. int(pos), ARGV[at + 1]) end
+  for _, pos in ipairs(group[7]) do call('EXPIRE', prefix .. int(pos), keep_s) end
 end
+
+-- Their bytes went as long ago. A commit takes out more than it brings, so that quarantine cannot grow over its time.
+local over = call('ZRANGEBYSCORE', K .. 'quarantine', '-inf', int(now_ms), 'LIMIT', 0, 1000 + fallen)
+in_chunks('ZREM', K .. 'quarantine', over)
 
 for _, kind in pairs(kinds) do
   for _, ring in ipairs(kind.rings) do ring.counts[kind.cell] = (ring.counts[kind.cell] or 0) + kind.n end

@@ -1,8 +1,9 @@
 -- Key layout. Every script is this file followed by its own; nothing outside these scripts writes these keys
 -- (but the photo store, which sets img:* with a TTL before admit).
 --
--- src:<S>             hash  epoch offset next skipped lane closed   offset: admitted up to; next: window cursor; skipped: positions
---                           that the windows went over and whose verdicts are still to come
+-- src:<S>             hash  epoch offset next skipped lane closed keep_s   offset: admitted up to; next: window cursor; skipped:
+--                           positions that the windows went over and whose verdicts are still to come; keep_s: with it, TTL while
+--                           nothing is on its way
 -- b:<bid>             hash  tier from lane order n bytes gen claims apart at death:<i> deadline items    exists <=> not settled
 -- ready:<tier>:<lane> zset  bid -> order    order = admission number of its oldest item; no clock, so reaped work keeps its place
 -- later               zset  bid -> due (ms)                 back-off
@@ -10,15 +11,16 @@
 -- owners              hash  owner -> beat                   a counter; never a TTL, never a time
 -- own:<owner>         hash  bid -> token:beat_at_claim      each batch is in exactly one of ready, later, own
 -- use                 hash  items bytes ready:<tier> held:<tier> later:<tier>    items (bytes: photo store); changed only here
--- attended            hash  stop -> until (ms): somebody looks at its ready list again by then, nobody need ring
+-- attended            hash  stop -> until (ms): somebody looks at its ready list again by then, nobody need ring; never far ahead
 -- turns               hash  tier -> claims that found both lanes waiting
 -- img:<S>:<pos>       bytes                                 TTL until admitted, none after, UNLINK at commit
 -- ro:<S>              zset  "pos@since|packed\npacked..." -> pos    verdicts of consecutive positions, waiting for their turn
 -- win:<scope>         list  "cells|S:first+count\n..."      last 1,000 cells and more; an entry a commit: cells, and their positions
 -- rings               hash  scope -> cells in win:<scope>   every scope that was counted in
 -- cnt:<scope>         hash  all-time counts by cell
--- acct                hash  order admitted verdicts quarantined fenced late reconciled reaped dangling
--- quarantine          set   "S:pos" of voids; replay and drop take them out
+-- acct                hash  order admitted verdicts quarantined fenced late reconciled reaped dangling brief   brief: admitted of
+--                           sources with keep_s
+-- quarantine          zset  "S:pos" of a void -> until (ms); replay and drop take it out, commits those whose time is over
 -- tally:<tier>        hash  scored settled escalated abstained device_us
 -- profile             string  digest of the profile that the living owners run
 --
@@ -37,6 +39,9 @@ local function now_us(given)
   return tonumber(t[1]) * 1000000 + tonumber(t[2])
 end
 
+-- Times further ahead than anybody writes them are of a clock that went back since: nobody waits for them.
+local LONGEST_ATTENDANCE_MS, LONGEST_WAIT_MS = 1000, 600000
+
 -- Lua prints large numbers as 1.7e+15; a count must stay a count.
 local function int(x) return string.format('%.0f', x) end
 
@@ -48,7 +53,9 @@ end
 local function asleep(stop, lane, now)
   if call('ZCARD', K .. 'ready:' .. stop .. ':' .. lane) > 0 then return false end
   local until_ms = call('HGET', K .. 'attended', stop)
-  return not until_ms or tonumber(until_ms) * 1000 < now
+  if not until_ms then return true end
+  local left_ms = tonumber(until_ms) - now / 1000
+  return left_ms < 0 or left_ms > LONGEST_ATTENDANCE_MS
 end
 
 -- Where a batch waits: `ready`, or `later` until due_ms.
@@ -97,9 +104,8 @@ local function give_back(bid, owner)
   shelve(bid, b[1], b[2], b[3], b[4], 0)
 end
 
--- What is due in `later` moves to `ready`; at most 1,000 a call.
-local function move_due(now_ms)
-  for _, bid in ipairs(call('ZRANGEBYSCORE', K .. 'later', '-inf', int(now_ms), 'LIMIT', 0, 1000)) do
+local function end_waits(from_ms, to_ms)
+  for _, bid in ipairs(call('ZRANGEBYSCORE', K .. 'later', from_ms, to_ms, 'LIMIT', 0, 1000)) do
     local b = call('HMGET', K .. 'b:' .. bid, 'tier', 'lane', 'order', 'n')
     if b[1] then
       call('ZREM', K .. 'later', bid)
@@ -109,6 +115,18 @@ local function move_due(now_ms)
       dangling(K .. 'later', bid, 'ZREM')
     end
   end
+end
+
+-- What is due in `later` moves to `ready`; at most 1,000 a call, and as many of those whose time is nonsense.
+local function move_due(now_ms)
+  end_waits('-inf', int(now_ms))
+  end_waits('(' .. int(now_ms + LONGEST_WAIT_MS), '+inf')
+end
+
+-- A source that is not to be resumed is forgotten when nothing of it was on its way for keep_s.
+local function keep(src)
+  local s = call('HMGET', src, 'keep_s', 'offset', 'next', 'skipped')
+  if s[1] and s[2] == s[3] and tonumber(s[4] or 0) == 0 then call('EXPIRE', src, s[1]) elseif s[1] then call('PERSIST', src) end
 end
 
 -- parents[(bid, token)...] that this owner holds, and the items in them; or nil and the refusal, when one is not: fenced = it exists under

@@ -21,8 +21,9 @@ for c = 0, children - 1 do
   local i = at + 1 + 9 * c
   local tier, lane = ARGV[i + 1], ARGV[i + 2]
   if asleep(tier, lane, now) then reply[#reply + 1] = tier end
+  local due_ms = math.min(tonumber(ARGV[i + 6]), math.floor(now / 1000) + LONGEST_WAIT_MS)
   write_batch(ARGV[i], tier, lane, order, tonumber(ARGV[i + 3]), tonumber(ARGV[i + 4]), gen, tonumber(ARGV[i + 5]),
-    tonumber(ARGV[i + 6]), ARGV[i + 7], ARGV[i + 8])
+    due_ms, ARGV[i + 7], ARGV[i + 8])
 end
 at = at + 1 + 9 * children
 for c = 1, tonumber(ARGV[at + 1]) do
