@@ -7,7 +7,7 @@ FLOWER_PORT ?= 5555
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run up test lint types layers unit bench soak clean help
+.PHONY: run up test lint types layers unit bench chaos soak clean help
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -51,6 +51,9 @@ bench: $(VENV)/run.stamp ## Delivery, beside plain Celery: var/bench.json
 
 soak: $(VENV)/run.stamp ## A steady load for 22 minutes, whether anything grows: var/soak.json
 	$(BIN)/python -m ops.soak
+
+chaos: $(VENV)/run.stamp ## Hundreds of kill -9 over a real fleet, everything checked: SEED=n; var/chaos.json
+	$(BIN)/python -m ops.chaos $(if $(SEED),--seed $(SEED))
 
 clean: ## Remove what runs left in var/
 	rm -rf var

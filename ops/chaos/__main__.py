@@ -1,4 +1,4 @@
-"""make chaos: the campaign under fsync always, a shorter one under everysec, and the twin; var/chaos.json and a table."""
+"""make chaos: the campaign under fsync always, a shorter one under everysec, and the twin; writes var/chaos.json."""
 
 import random
 import shutil

@@ -61,11 +61,19 @@ class Campaign:
         labels: of its photos.
         settings: how much.
         say: gets a line now and then.
+        module: what its processes run; tests give a fleet that is broken on purpose.
     """
 
     def __init__(
-        self, folder: Path, photos: Path, labels: list[int], settings: Settings, say: Callable[[str], object]
+        self,
+        folder: Path,
+        photos: Path,
+        labels: list[int],
+        settings: Settings,
+        say: Callable[[str], object],
+        module: str = "ops.chaos.process",
     ) -> None:
+        self._module = module
         self._folder, self._photos, self._labels = folder, photos, labels
         self._settings, self._say = settings, say
         self._windows = Windows(folder / "armed")
@@ -114,7 +122,7 @@ class Campaign:
             url = {"REDIS_URL": self._server.url}
             log = self._folder / f"{name}.log"
             children.append(Child(name=name, argv=command(*argv), env=env | url, log=log, lasting=False))
-        return [replace(c, argv=[x if x != "ops.cli" else "ops.chaos.process" for x in c.argv]) for c in children]
+        return [replace(c, argv=[x if x != "ops.cli" else self._module for x in c.argv]) for c in children]
 
     def _kill_all(self) -> None:
         names = [state.name for state in self._supervisor.states]

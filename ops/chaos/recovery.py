@@ -18,8 +18,13 @@ class Death(Struct):
     at_s: float
     #: Claims of each batch that it held, when it died.
     held: dict[str, int]
-    #: Something else of its tier, or the server, was killed before it had recovered.
+    #: Another process of its stop, or the server, was killed before it had recovered.
     disturbed: bool = False
+
+    @property
+    def stop(self) -> str:
+        """Its tier, or the collector: "scout-s" of the worker "scout-s-1"."""
+        return self.name.rstrip("0123456789").rstrip("-")
 
 
 class Recoveries:
@@ -35,7 +40,7 @@ class Recoveries:
         self._folder = folder
         self._owners: dict[int, str] = {}
         self._open: list[Death] = []
-        #: Seconds of deaths in whose recovery nothing else of the tier was killed, and of all others.
+        #: Seconds of deaths in whose recovery nothing else of that stop was killed, nor the server; and of all others.
         self.undisturbed_s: list[float] = []
         self.disturbed_s: list[float] = []
 
@@ -53,15 +58,17 @@ class Recoveries:
 
     def died(self, name: str, pid: int, now_s: float) -> None:
         """A process was killed; nothing to follow if it was not ready yet, or held nothing."""
-        for death in self._open:
-            death.disturbed |= death.name == name
         owner = self._owners.pop(pid, None)
         if owner is None:
             return
         held: Any = self._server.hkeys(f"{PREFIX}own:{owner}")
         claims = self._claims([bid.decode() for bid in held])
+        new = Death(name, owner, now_s, {bid: n for bid, n in claims.items() if n is not None})
+        for death in self._open:
+            if death.stop == new.stop:
+                death.disturbed = new.disturbed = True
         if claims:
-            self._open.append(Death(name, owner, now_s, {bid: n for bid, n in claims.items() if n is not None}))
+            self._open.append(new)
 
     def server_died(self) -> None:
         """Whoever was recovering waits for it."""

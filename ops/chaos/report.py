@@ -34,7 +34,7 @@ class Result(Struct, frozen=True, kw_only=True):
     fenced: int
     #: By window, or "random:PROCESS".
     kills: dict[str, int]
-    #: Of deaths whose recovery no other kill of that process, or of the server, disturbed.
+    #: Of deaths whose recovery no other kill at that stop, or of the server, disturbed.
     recovery_s: Recovery
     #: Of the others.
     recovery_disturbed_s: Recovery
