@@ -67,11 +67,27 @@ def run(photos: str, limit: int | None, flower_port: int, profile_name: str) -> 
 @click.option(
     "--flower-port", type=click.IntRange(0, 65535), default=5555, show_default=True, help="0: without Flower."
 )
-def up(profile_name: str, flower_port: int) -> None:
+@click.option(
+    "--overlap",
+    type=click.Choice(["cpu", "all", "none"]),
+    default="cpu",
+    show_default=True,
+    help="Workers that a restart replaces only when their successor is ready; a GPU may lack the memory for two.",
+)
+def up(profile_name: str, flower_port: int, overlap: Literal["cpu", "all", "none"]) -> None:
     """Supervises a profile's workers, collector and Flower until Ctrl-C (drains; again: at once)."""
     from ops.up import up as supervise
 
-    supervise(profile_name, flower_port or None)
+    supervise(profile_name, flower_port or None, overlap)
+
+
+@cli.command()
+def restart() -> None:
+    """Restarts the processes of the fleet that `up` runs here, one after another, while it works."""
+    from ops.restart import restart as restart_fleet
+    from ops.up import UP_FOLDER
+
+    restart_fleet(UP_FOLDER)
 
 
 @cli.command()

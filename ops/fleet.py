@@ -3,12 +3,18 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from configs.profile import COLLECTOR, Profile
 from ops.child import Child
 from ops.flower import FlowerCommand
 from ops.serve import READY_FILE
 from routing.address import ServerAddress
+
+#: Which workers a rolling restart replaces by a successor that is ready before they drain, so that their tier does not
+#: pause. Those on a GPU are not among them unless asked for: its memory may not hold the model twice, and the successor
+#: would fail, or take from its forerunner.
+Overlap = Literal["cpu", "all", "none"]
 
 
 def command(*arguments: str) -> list[str]:
@@ -23,6 +29,7 @@ def fleet_children(
     folder: Path,
     env: Mapping[str, str],
     flower: FlowerCommand | None,
+    overlap: Overlap = "cpu",
 ) -> list[Child]:
     """The children of a profile: the collector, each tier's workers, Flower.
 
@@ -33,9 +40,11 @@ def fleet_children(
         folder: for logs and ready files.
         env: what else they get by environment.
         flower: how Flower is started; None: without it.
+        overlap: which workers' successors come up beside them. Never the collector's, whose database takes one writer,
+            nor Flower's, which has a port.
     """
 
-    def worker(name: str, argv: Sequence[str], threads: int = 1) -> Child:
+    def worker(name: str, argv: Sequence[str], threads: int = 1, *, overlaps: bool = False) -> Child:
         ready_file = folder / f"{name}.ready"
         return Child(
             name=name,
@@ -43,13 +52,16 @@ def fleet_children(
             env={**env, "REDIS_URL": address.url, READY_FILE: str(ready_file), "OMP_NUM_THREADS": str(threads)},
             log=folder / f"{name}.log",
             ready_file=ready_file,
+            overlaps=overlaps,
         )
 
     children = [worker(COLLECTOR, command("collector", "--profile", profile_name))]
     for tier in profile.tiers:
+        overlaps = overlap == "all" or (overlap == "cpu" and tier.device == "cpu")
         for i in range(tier.workers):
             name = tier.name if tier.workers == 1 else f"{tier.name}-{i}"
-            children.append(worker(name, command("worker", tier.name, "--profile", profile_name)))
+            argv = command("worker", tier.name, "--profile", profile_name)
+            children.append(worker(name, argv, overlaps=overlaps))
     if flower:
         children.append(Child(name="flower", argv=flower.argv, env=flower.env, log=folder / "flower.log"))
     return children

@@ -80,3 +80,25 @@ class RunLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def holder(path: Path) -> int | None:
+    """The process that holds the lock; None when nobody does.
+
+    Raises:
+        DiskError: the file cannot be read.
+        BusyError: somebody took it this moment and has not said who.
+    """
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        pid = path.read_bytes().partition(b"\n")[0]
+        if not pid.isdigit():
+            raise BusyError(f"{path} was taken this moment: try again") from None
+        return int(pid)
+    except OSError as error:
+        raise DiskError(f"cannot read {path}: {error.strerror}") from error
+    return None

@@ -16,14 +16,17 @@ import structlog
 from configs.errors import DiskError
 from configs.profile import load_profile
 from ops.child import Event
-from ops.fleet import fleet_children
+from ops.fleet import Overlap, fleet_children
 from ops.flower import flower_command
 from ops.flower import main as run_flower
+from ops.interrupts import Interrupts
 from ops.lock import RunLock
+from ops.restart import RestartRequests
 from ops.serve import DATABASE, database_url
 from ops.server import EmbeddedServer
 from ops.supervisor import Supervisor
 from routing.address import SERVER_URL_FILE, ServerAddress, address_from_environment, is_live
+from routing.command import INTERRUPTED
 from routing.retry import ServerRetry
 from routing.server_check import require_server
 
@@ -34,8 +37,13 @@ UP_FOLDER = Path("var/up")
 SERVER_FOLDER = Path("var/server")
 
 
-def up(profile_name: str, flower_port: int | None) -> None:
+def up(profile_name: str, flower_port: int | None, overlap: Overlap = "cpu") -> None:
     """Supervises a profile's processes until SIGTERM or Ctrl-C; the server is the environment's, or an embedded one.
+
+    Args:
+        profile_name: a profile's name or path.
+        flower_port: where Flower listens; None: without Flower.
+        overlap: whose successors come up beside them when the fleet is restarted.
 
     Raises:
         FleetError: the profile, the server or a port is not as it must be, or a process was given up.
@@ -44,6 +52,7 @@ def up(profile_name: str, flower_port: int | None) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         # Until the supervisor takes them over: the embedded server and the file with its URL go as at any other end.
         signal.signal(number, lambda n, _: sys.exit(128 + n))
+    requests, interrupts = RestartRequests(UP_FOLDER), Interrupts()
     with ExitStack() as stack:
         stack.enter_context(
             RunLock(UP_FOLDER / "lock", command=f"natix-fleet up --profile {profile_name}", what="fleet")
@@ -52,7 +61,8 @@ def up(profile_name: str, flower_port: int | None) -> None:
         require_server(address.connect())
         flower = flower_command(address, flower_port) if flower_port else None
         env = {DATABASE: database_url(profile)}
-        supervisor = Supervisor(fleet_children(profile, profile_name, address, UP_FOLDER, env, flower))
+        children = fleet_children(profile, profile_name, address, UP_FOLDER, env, flower, overlap)
+        supervisor = Supervisor(children, interrupts=interrupts)
         click.echo(f"fleet {profile.name!r} on {address.redacted}; logs in {UP_FOLDER}; Ctrl-C drains", err=True)
         if flower:
             click.echo(flower.greeting, err=True)
@@ -62,8 +72,13 @@ def up(profile_name: str, flower_port: int | None) -> None:
                 server.revive()
             for event in events:
                 log.info("child", name=event.child, what=event.what, detail=event.detail)
+            requests.tell(events)
+            if requests.take():
+                supervisor.roll()
 
         supervisor.run(tend)
+    if interrupts.count > 1:
+        sys.exit(INTERRUPTED)
 
 
 def _server(stack: ExitStack) -> tuple[ServerAddress, EmbeddedServer | None]:

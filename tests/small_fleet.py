@@ -117,6 +117,7 @@ class SmallFleet:
                     },
                     log=folder / f"{name}.log",
                     ready_file=folder / f"{name}.ready",
+                    overlaps=stop != COLLECTOR,
                 )
                 for name, stop in names.items()
             ],

@@ -309,6 +309,54 @@ def test_a_second_run_waits_for_nobody() -> None:
         refuses(done, BusyError, f"another run (pid {os.getpid()})", "natix-fleet run --photos mine")
     with RunLock(Path("var/up/lock"), "natix-fleet up --profile demo", "fleet"):
         refuses(run(*FLEET, "up"), BusyError, f"another fleet (pid {os.getpid()})", "natix-fleet up --profile demo")
+        with RunLock(Path("var/up/restart.lock"), "natix-fleet restart", "restart"):
+            refuses(run(*FLEET, "restart"), BusyError, f"another restart (pid {os.getpid()})")
+
+
+@pytest.mark.usefixtures("here")
+def test_a_restart_needs_a_fleet() -> None:
+    """Where none ever ran, and where one ran and ended, restart says how to start one."""
+    refuses(run(*FLEET, "restart"), ServerError, "no fleet runs here", "natix-fleet up")
+    with RunLock(Path("var/up/lock"), "natix-fleet up", "fleet"):
+        pass
+    refuses(run(*FLEET, "restart"), ServerError, "no fleet runs here", "natix-fleet up")
+
+
+#: A fleet that is asked to restart, with what comes of it in its argument; without one it ends.
+ASKED = """
+import signal, sys
+from pathlib import Path
+from ops.lock import RunLock
+from ops.restart import RestartRequests, TOLD
+requests = RestartRequests(Path("var/up"))
+with RunLock(Path("var/up/lock"), "natix-fleet up", "fleet"):
+    print("up", flush=True)
+    signal.pause()
+    assert requests.take() and not requests.take()
+    if sys.argv[1]:
+        Path("var/up", TOLD).write_text(sys.argv[1])
+        signal.pause()
+"""
+
+
+@pytest.mark.parametrize(
+    ("told", "kind", "words"),
+    [
+        ("a replaced: \nfleet restart stopped: b: exit status 78\n", FleetError, ("b: exit status 78", "var/up")),
+        ("", ServerError, ("the fleet ended before",)),
+    ],
+    ids=["stopped", "ended"],
+)
+@pytest.mark.usefixtures("here")
+def test_a_restart_that_fails_says_so(told: str, kind: type[FleetError], words: tuple[str, ...]) -> None:
+    """A process that did not come up again, or a fleet that ended meanwhile, is the restart's error."""
+    with subprocess.Popen([sys.executable, "-c", ASKED, told], env=environment(), stdout=-1, text=True) as fleet:
+        try:
+            assert fleet.stdout
+            assert fleet.stdout.readline() == "up\n"
+            refuses(run(*FLEET, "restart"), kind, *words)
+        finally:
+            fleet.kill()
 
 
 @pytest.mark.parametrize("command", ["run", "up", "server"])

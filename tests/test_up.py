@@ -168,6 +168,29 @@ def test_workers_of_another_profile_are_refused(box: Box) -> None:
     assert "runs another profile" in output
 
 
+def test_the_fleet_restarts_while_it_works(box: Box) -> None:
+    """restart replaces every process under load, those of the tiers by one that is ready, and says so; nothing is lost."""
+    before = box.status()
+    feeding = subprocess.Popen(
+        [sys.executable, str(ROOT / "producers/natix.py"), "rendered:80", "--run", "r2"],
+        cwd=box.folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    with feeding:
+        said = box.command("restart")
+        assert feeding.wait(120) == 0
+    assert [line.split(":")[0] for line in said.splitlines()] == [
+        *(f"collector {what}" for what in ("draining", "started", "ready", "replaced")),
+        *(f"{tier} {what}" for tier in ("scout-s", "scout-m") for what in ("started", "ready", "draining", "replaced")),
+        "fleet restarted",
+    ]
+    now = box.wait_for("ended", before["ended"] + 80)
+    assert now["quarantined"] == before["quarantined"]
+    assert now["admitted"] == now["ended"]
+    assert box.fleet.poll() is None
+
+
 def test_sigterm_drains(box: Box) -> None:
     """The fleet ends with 0 and takes its processes and its URL file along."""
     box.fleet.terminate()
