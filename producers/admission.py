@@ -112,6 +112,7 @@ class Admission:
         Raises:
             Misplaced: the source stands elsewhere (the server went back in time): read on from its offset.
             BusyError: somebody else produces this source since.
+            DiskError: the journal's disk failed, or was full until waiting was cut short.
         """
         start, end = items[0].position, items[-1].position + 1
         if end > self.offset:
@@ -120,13 +121,17 @@ class Admission:
             self.offset = end
         # Positions that the journal has already were admitted before the server went back in time.
         if end > self.journal.end:
-            self.journal.admitted(
-                start,
-                end,
-                labels=[item.label for item in items],
-                origins=[item.origin for item in items],
-                seen=[item.seen for item in items],
-                bad=[(position, reason) for position, (reason, _) in bad.items()],
+            # A disk that is full has space again one day; what is in the ledger already waits for its line.
+            patiently(
+                lambda: self.journal.admitted(
+                    start,
+                    end,
+                    labels=[item.label for item in items],
+                    origins=[item.origin for item in items],
+                    seen=[item.seen for item in items],
+                    bad=[(position, reason) for position, (reason, _) in bad.items()],
+                ),
+                lambda: self._go_on() and not self.journal.broken,
             )
         return True
 

@@ -176,6 +176,11 @@ class Journal:
             raise DiskError(f"{self.path}: {error.strerror}") from error
         self._length_bytes += len(line)
 
+    @property
+    def broken(self) -> bool:
+        """It takes no more lines, whatever becomes of the disk; a new one of the same run goes on."""
+        return bool(self._broken)
+
     def close(self) -> None:
         """Closes the file and frees it for another process; twice is harmless."""
         if self._file >= 0:

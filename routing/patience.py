@@ -1,4 +1,4 @@
-"""Waiting out a server that is away: everybody waits and goes on; no verb gives up while its process lives."""
+"""Waiting out a server, a store or a disk that is away or full: all wait and go on; no verb gives up by itself."""
 
 import math
 import time
@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import redis
 import structlog
+
+from configs.errors import DiskError, ServerError
 
 log = structlog.get_logger(__name__)
 
@@ -17,9 +19,12 @@ class StoreAwayError(Exception):
     """The photo store does not answer: a stale mount, an object store that is away."""
 
 
-#: What a server says, or does not say, while it restarts, fails over, loads, or is out of memory.
+#: What a server says, or does not say, while it restarts, fails over, loads, or is out of memory; the verdict database
+#: (workers.verdict_connection) while it is locked or away, or its disk is full.
 PASSING = (
     StoreAwayError,
+    DiskError,
+    ServerError,
     redis.ConnectionError,
     redis.TimeoutError,
     redis.exceptions.BusyLoadingError,
@@ -47,23 +52,24 @@ def patiently(verb: Callable[[], T], go_on: Callable[[], bool]) -> T:
     """Asks until the server answers.
 
     Args:
-        verb: may be asked again after a lost reply, as every verb of the ledger.
+        verb: may be asked again after a lost reply, as every verb of the ledger and every write of verdicts.
         go_on: asked before each wait; False: stop waiting.
 
     Raises:
-        redis.RedisError, StoreAwayError: ``go_on`` said no, or the error is not of the passing kind.
+        redis.RedisError, StoreAwayError, DiskError, ServerError: ``go_on`` said no, or the error is not of the passing
+            kind.
     """
     pause_s = _FIRST_PAUSE_S
     begun_s, said_s = time.monotonic(), -math.inf
     while True:
         try:
             return verb()
-        except (redis.RedisError, StoreAwayError) as error:
+        except (redis.RedisError, StoreAwayError, DiskError, ServerError) as error:
             if not passing(error) or not go_on():
                 raise
             now_s = time.monotonic()
             if now_s - said_s > _SAY_EVERY_S:
                 said_s = now_s
-                log.warning("waiting for the server", error=str(error), waited_s=round(now_s - begun_s, 1))
+                log.warning("waiting", error=str(error), waited_s=round(now_s - begun_s, 1))
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -6,12 +6,10 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
-from configs.profile import Delivery
+from configs.profile import Admission, Delivery
 from ops.server import EmbeddedServer
 from routing.audit import audit
 from tests.small_fleet import FIRST, SECOND, Faults, SmallFleet, small_profile
@@ -22,23 +20,33 @@ PATIENT = Delivery(beat_s=0.25, lease_s=6.0, backoff_s=0.1)
 SLOW = {FIRST: Faults(slow_s=0.05), SECOND: Faults(slow_s=0.05)}
 
 
-@contextmanager
-def fleet_of_its_own(folder: Path) -> Iterator[SmallFleet]:
-    """A fleet on a server that a test may harm; it must end with its first processes, its account balanced."""
+#: The producer is still at work when the outage comes.
+BUSY = small_profile(delivery=PATIENT, admission=Admission(max_items=1000))
+
+
+@pytest.fixture(scope="module")
+def _fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallFleet]:
+    folder = tmp_path_factory.mktemp("fleet")
     with (
         EmbeddedServer(folder / "server", fsync="everysec") as server,
-        SmallFleet(folder, server, small_profile(delivery=PATIENT), SLOW) as fleet,
+        SmallFleet(folder, server, BUSY, SLOW) as fleet,
     ):
-        pids = {state.name: state.pid for state in fleet.supervisor.states}
         yield fleet
-        fleet.until(fleet.done)
-        assert {state.name: state.pid for state in fleet.supervisor.states} == pids, "a process ended itself"
-        counts = fleet.ledger.snapshot([]).account
-        assert counts.get("reaped", 0) == 0
-        assert fleet.client.info("stats")["evicted_keys"] == 0
-        account = fleet.account()
-        assert account.balanced, account.problems
-        audit(fleet.client).raise_for_problems()
+
+
+@pytest.fixture
+def fleet(_fleet: SmallFleet) -> Iterator[SmallFleet]:
+    """A fleet on a server that a test may harm; it must end with its first processes, its account balanced."""
+    _fleet.until(lambda: _fleet.supervisor.all_ready)
+    pids = {state.name: state.pid for state in _fleet.supervisor.states}
+    yield _fleet
+    _fleet.until(_fleet.done)
+    assert {state.name: state.pid for state in _fleet.supervisor.states} == pids, "a process ended itself"
+    assert _fleet.ledger.snapshot([]).account.get("reaped", 0) == 0
+    assert _fleet.client.info("stats")["evicted_keys"] == 0
+    account = _fleet.account()
+    assert account.balanced, account.problems
+    audit(_fleet.client).raise_for_problems()
 
 
 class Feeding(threading.Thread):
@@ -53,23 +61,10 @@ class Feeding(threading.Thread):
         self._fleet.feed(self._source, self._count)
 
 
-def test_a_server_without_memory_drains_the_fleet(tmp_path: Path) -> None:
-    """With maxmemory below use doorbells are refused: the fleet drains all the same, admission waits for memory."""
-    with fleet_of_its_own(tmp_path) as fleet:
-        fleet.feed("before", 4000)
-        fleet.client.config_set("maxmemory", 1_000_000)
-        waiting = Feeding(fleet, "after", 1000)
-        fleet.until(fleet.done)
-        assert waiting.is_alive()
-        assert fleet.ledger.snapshot([]).account["admitted"] == 4000
-        fleet.client.config_set("maxmemory", 0)
-        fleet.until(lambda: not waiting.is_alive() and fleet.done())
-
-
 def at_work(fleet: SmallFleet, source: str) -> Feeding:
     """A producer that feeds, and verdicts that come."""
     before = fleet.ledger.snapshot([]).account.get("verdicts", 0)
-    feeding = Feeding(fleet, source, 6000)
+    feeding = Feeding(fleet, source, 4000)
     fleet.until(lambda: fleet.ledger.snapshot([]).account.get("verdicts", 0) > before + 200)
     return feeding
 
@@ -81,48 +76,55 @@ def watch(fleet: SmallFleet, for_s: float) -> None:
 
 
 @pytest.mark.parametrize("stopped_s", [5, pytest.param(60, marks=pytest.mark.slow)])
-def test_a_server_that_says_nothing(tmp_path: Path, stopped_s: int) -> None:
+def test_a_server_that_says_nothing(fleet: SmallFleet, stopped_s: int) -> None:
     """Stopped by SIGSTOP at work, it makes nobody end or look dead; all go on when it does."""
-    with fleet_of_its_own(tmp_path) as fleet:
-        feeding = at_work(fleet, "s")
-        pid = fleet.server.pid
-        assert pid
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            watch(fleet, stopped_s)
-        finally:
-            os.kill(pid, signal.SIGCONT)
-        fleet.until(lambda: not feeding.is_alive() and fleet.done())
+    feeding = at_work(fleet, f"silent-{stopped_s}")
+    pid = fleet.server.pid
+    assert pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        watch(fleet, stopped_s)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    fleet.until(lambda: not feeding.is_alive() and fleet.done())
 
 
-def test_a_server_that_restarts(tmp_path: Path) -> None:
-    """Stopped in good order and started again seconds later, twice, it costs nothing."""
-    with fleet_of_its_own(tmp_path) as fleet:
-        for i in range(2):
-            feeding = at_work(fleet, f"s-{i}")
-            fleet.server.stop()
-            watch(fleet, 2)
-            fleet.server.start()
-            fleet.until(lambda feeding=feeding: not feeding.is_alive() and fleet.done())  # type: ignore[misc]
+def test_a_server_that_restarts(fleet: SmallFleet) -> None:
+    """Stopped in good order and started again seconds later, it costs nothing."""
+    feeding = at_work(fleet, "restarts")
+    fleet.server.stop()
+    watch(fleet, 2)
+    fleet.server.start()
+    fleet.until(lambda: not feeding.is_alive() and fleet.done())
 
 
-def test_a_server_that_is_read_only_for_a_while(tmp_path: Path) -> None:
+def test_a_server_that_is_read_only_for_a_while(fleet: SmallFleet) -> None:
     """As the replica of a dead master it refuses all writes; made a master again, it finds everybody waiting."""
-    with fleet_of_its_own(tmp_path) as fleet:
-        feeding = at_work(fleet, "s")
-        with socket.socket() as dead:
-            dead.bind(("127.0.0.1", 0))
-            fleet.client.replicaof("127.0.0.1", str(dead.getsockname()[1]))
-            watch(fleet, 4)
-            fleet.client.replicaof("NO", "ONE")
-        fleet.until(lambda: not feeding.is_alive() and fleet.done())
+    feeding = at_work(fleet, "read-only")
+    with socket.socket() as dead:
+        dead.bind(("127.0.0.1", 0))
+        fleet.client.replicaof("127.0.0.1", str(dead.getsockname()[1]))
+        watch(fleet, 3)
+        fleet.client.replicaof("NO", "ONE")
+    fleet.until(lambda: not feeding.is_alive() and fleet.done())
 
 
-def test_a_master_without_replicas_is_waited_for(tmp_path: Path) -> None:
+def test_a_master_without_replicas_is_waited_for(fleet: SmallFleet) -> None:
     """Told to take writes with a replica only, and without one, it refuses every verb for a while: that passes."""
-    with fleet_of_its_own(tmp_path) as fleet:
-        feeding = at_work(fleet, "s")
-        fleet.client.config_set("min-replicas-to-write", 1)
-        watch(fleet, 4)
-        fleet.client.config_set("min-replicas-to-write", 0)
-        fleet.until(lambda: not feeding.is_alive() and fleet.done())
+    feeding = at_work(fleet, "no-replicas")
+    fleet.client.config_set("min-replicas-to-write", 1)
+    watch(fleet, 3)
+    fleet.client.config_set("min-replicas-to-write", 0)
+    fleet.until(lambda: not feeding.is_alive() and fleet.done())
+
+
+def test_a_server_without_memory(fleet: SmallFleet) -> None:
+    """With maxmemory below use doorbells are refused too: the fleet drains all the same, admission waits for memory."""
+    admitted = fleet.ledger.snapshot([]).account.get("admitted", 0)
+    feeding = at_work(fleet, "memory")
+    fleet.client.config_set("maxmemory", 500_000)
+    fleet.until(fleet.done)
+    assert feeding.is_alive()
+    assert fleet.ledger.snapshot([]).account.get("admitted", 0) < admitted + 4000
+    fleet.client.config_set("maxmemory", 0)
+    fleet.until(lambda: not feeding.is_alive() and fleet.done())

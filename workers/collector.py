@@ -4,6 +4,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import structlog
 from msgspec import Struct
@@ -140,8 +141,11 @@ class CollectorStop(Stop):
         if not batches:
             return
         # While one thread waits for the disk, another decodes; the database takes one writer.
-        with self._writing:
-            self._database.write(rows)
+        with ExitStack() as stack:
+            with self.progress.elsewhere():
+                stack.enter_context(self._writing)
+            # A disk that is full has space again one day: until then nothing is lost, and nobody is to be restarted.
+            self.patiently(lambda: self._database.write(rows))
         failpoint(Window.INSERT_COMMIT)
         self.progress.moved()
         self._commit(claim, batches, [verdict for verdict, _ in rows])
