@@ -6,6 +6,7 @@ accepts, a worker can decode; the fuzz test holds that.
 
 import hashlib
 import io
+import re
 import threading
 import warnings
 from typing import Literal
@@ -33,8 +34,10 @@ Reason = Literal[
 ]
 
 #: Each scan of a progressive JPEG passes over all pixels: half a megabyte of empty scans took 7 s at 90 megapixels.
-#: Encoders write about ten; previews and depth maps inside a phone's file have scans of their own.
+#: Encoders write about ten.
 MAX_SCANS = 50
+#: A Huffman code has a bit at least, and so has each block of 64 pixels: a JPEG of fewer bytes claims too much.
+MAX_PIXELS_A_BYTE = 64 * 8
 #: Behind what was transparent, as a viewer shows it.
 BACKGROUND = (255, 255, 255)
 
@@ -65,6 +68,17 @@ _OTHERS = (
     (0, b"8BPS", "Photoshop"),
 )
 
+
+#: A JPEG's markers with a length: FF, repeated at will, and a byte that is not 0 (then FF is data) nor a restart's.
+_MARKER = re.compile(rb"\xff+([\x02-\xcf\xd9-\xfe])")
+_SCAN, _END = 0xDA, 0xD9
+#: The head of a frame with arithmetic coding, sequential or progressive. Taken for one by chance, a photo is only
+#: encoded anew.
+_ARITHMETIC = re.compile(rb"\xff[\xc9\xca]\x00[\x0b\x11\x14]\x08")
+#: The whole closing chunk of a PNG, length and check sum included: always the same.
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+#: No BMP has a shorter header.
+_BMP_HEADER_BYTES = 26
 
 #: catch_warnings() changes the process, and producers take photos in on several threads.
 _warnings_lock = threading.Lock()
@@ -97,9 +111,10 @@ class _Jpeg(JpegImageFile):
 def take(photo: bytes, policy: Photos) -> Taken:
     """Checks a photo by decoding it whole, and makes the copy that the fleet will read.
 
-    A JPEG that is small enough and upright stays as it is, byte for byte. Anything else, a JPEG with malformed EXIF
-    included, becomes a JPEG of ``policy.jpeg_quality``: shrunk to ``policy.max_side_px``, turned as its EXIF says, on
-    white where it was transparent, colour profile and metadata dropped (no tier reads them).
+    A JPEG that is small enough and upright stays as it is, byte for byte. Anything else, one with malformed EXIF or
+    arithmetic coding (few can read it) included, becomes a JPEG of ``policy.jpeg_quality``: shrunk to
+    ``policy.max_side_px``, turned as its EXIF says, on white where it was transparent, colour profile and metadata
+    dropped (no tier reads them).
 
     Args:
         photo: The bytes as they arrived; their format is told by the first of them, never by a name.
@@ -133,6 +148,10 @@ def _refusal(reason: Reason, detail: str) -> PhotoError:
     return PhotoError(reason, detail)
 
 
+def _truncated(photo: bytes) -> PhotoError:
+    return _refusal("truncated", f"{len(photo)} bytes, without the mark that ends it")
+
+
 def _opener(photo: bytes) -> type[ImageFile.ImageFile]:
     if photo.startswith(b"\xff\xd8\xff"):
         return _Jpeg
@@ -149,16 +168,32 @@ def _opener(photo: bytes) -> type[ImageFile.ImageFile]:
 
 
 def _ends_early(photo: bytes, opener: type[ImageFile.ImageFile]) -> bool:
-    """Whether what cannot be decoded lacks its end, which tells an upload that broke off from a damaged file."""
+    """Whether it lacks its end, which tells an upload that broke off from a damaged file.
+
+    The end is the format's own mark, not the last pixel: whether that is whole, no decoder says. What follows the end
+    (a second picture, a film, an archive) is not the photo's.
+    """
     if opener is _Jpeg:
-        # The last scan's end: a thumbnail in the EXIF has one of its own, before it.
-        return photo.rfind(b"\xff\xd9") <= photo.rfind(b"\xff\xda")
+        return not _survey(photo)[1]
     if opener is PngImageFile:
-        return b"IEND" not in photo[-64:]
+        return photo.find(_PNG_END, max(0, photo.find(b"IDAT"))) < 0
     # WebP and BMP say their length near the start.
     if opener is WebPImageFile:
         return len(photo) < int.from_bytes(photo[4:8], "little") + 8
-    return len(photo) < int.from_bytes(photo[2:6], "little")
+    return len(photo) < max(_BMP_HEADER_BYTES, int.from_bytes(photo[2:6], "little"))
+
+
+def _survey(photo: bytes) -> tuple[int, bool]:
+    """A JPEG's scans, and whether its end is there. Those of a thumbnail inside, or of a tail, are not its own."""
+    scans, at = 0, 2
+    while marker := _MARKER.search(photo, at):
+        at, kind = marker.end(), marker[1][0]
+        if kind == _END:
+            return scans, True
+        scans += kind == _SCAN
+        # Over the segment, by its length. What follows the head of a scan holds no marker until the scan is over.
+        at += int.from_bytes(photo[at : at + 2], "big")
+    return scans, False
 
 
 def _take(photo: bytes, opener: type[ImageFile.ImageFile], policy: Photos) -> Taken:
@@ -171,12 +206,21 @@ def _take(photo: bytes, opener: type[ImageFile.ImageFile], policy: Photos) -> Ta
     orientation = camera.orientation(tags)
     turn = _TURN.get(orientation)
     large = max(width_px, height_px) > policy.max_side_px
+    arithmetic = False
     if isinstance(image, _Jpeg):
+        arithmetic = _ARITHMETIC.search(photo) is not None
+        if not arithmetic and width_px * height_px > MAX_PIXELS_A_BYTE * len(photo):
+            raise _refusal("pixel-bomb", f"{width_px} x {height_px} pixels in {len(photo)} bytes")
         _check_scans(photo)
+        # The arithmetic decoder cannot wait for more, it wants everything at once.
+        image.decodermaxblock = len(photo)
+    # Its decoder may be content without, and so may that of JPEG.
+    elif isinstance(image, PngImageFile) and _ends_early(photo, opener):
+        raise _truncated(photo)
     data = photo
     if (
         isinstance(image, _Jpeg)
-        and not large
+        and not (large or arithmetic)
         and turn is None
         and image.mode in ("RGB", "L")
         and _readable(image, photo)
@@ -206,10 +250,11 @@ def _readable(image: _Jpeg, photo: bytes) -> bool:
 
 
 def _check_scans(photo: bytes) -> None:
-    # FF DA occurs in no compressed data, there FF is followed by 00 or a restart marker.
-    scans = photo.count(b"\xff\xda")
+    scans, whole = _survey(photo)
     if scans > MAX_SCANS:
         raise _refusal("scan-bomb", f"{scans} scans; an encoder writes about ten, {MAX_SCANS} are accepted")
+    if not whole:
+        raise _truncated(photo)
 
 
 def _upright_jpeg(image: Image.Image, turn: Image.Transpose | None, policy: Photos) -> bytes:
