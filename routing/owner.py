@@ -144,7 +144,7 @@ class Owner:
         return self._ending.is_set()
 
     def claim(
-        self, stop: str, max_items: int, attend_ms: int = -1, busy_ms: int = -1, *, live_only: bool = False
+        self, stop: str, max_items: int, attend_ms: int = -1, busy_ms: int = -1, bulk_share: float | None = None
     ) -> Claim:
         """Claims ready batches; release() the claim when they are settled. An empty claim needs no release."""
         token = new_id()
@@ -155,7 +155,7 @@ class Owner:
             self._tokens.add(token)
             owner = self.id
         try:
-            share = -1.0 if live_only else self.profile.delivery.bulk_share
+            share = self.profile.delivery.bulk_share if bulk_share is None else bulk_share
             claim = self.ledger.claim(stop, owner, token, max_items, share, attend_ms, busy_ms)
         except BaseException:
             self._forget(token)

@@ -36,6 +36,10 @@ LIVE_LOOK_S = 0.01
 #: Live claims beside those of the bulk threads, each in a thread of its own: what comes during one device batch is
 #: ready for the next.
 LIVE_CLAIMS = 8
+#: Bulk claims in hand before live work goes first in a claim: one on the device, one before it.
+BULK_CLAIMS = 2
+#: Shares of bulk in a claim: none whatever waits, none while live work waits, and all while bulk waits.
+LIVE_ONLY, LIVE_FIRST, BULK_FIRST = -1.0, 0.0, 1.0
 
 
 class Stop(ABC):
@@ -62,7 +66,7 @@ class Stop(ABC):
         #: How long the last claim took.
         self._work_s = 0.0
         self._threads = threads
-        self._entered = 0
+        self._entered = self._bulk_in_hand = 0
         self._door = threading.Lock()
         self._live = ThreadPoolExecutor(LIVE_CLAIMS, thread_name_prefix="live")
 
@@ -143,7 +147,9 @@ class Stop(ABC):
                     self.owner.doorbells.ring([self.name])
                     return worked, False
             takes = len(pending) < LIVE_CLAIMS and not self.ending.is_set()
-            claim = self._ask(lambda: self.owner.claim(self.name, self.max_items, live_only=True)) if takes else None
+            claim = (
+                self._ask(lambda: self.owner.claim(self.name, self.max_items, bulk_share=LIVE_ONLY)) if takes else None
+            )
             if claim and claim.batches:
                 pending.append(self._live.submit(self._work, claim))
                 worked += len(claim.batches)
@@ -154,7 +160,14 @@ class Stop(ABC):
         attend_ms = (0 if last else ATTEND_MS) if attending else -1
         # A stop that works for longer says nothing meanwhile: its other threads, and other workers, want to be rung.
         busy_ms = (ATTEND_MS if self._work_s < ATTEND_MS / 2000 else 0) if attending else -1
-        return self._ask(lambda: self.owner.claim(self.name, self.max_items, attend_ms, busy_ms))
+        share = self._bulk_share()
+        return self._ask(lambda: self.owner.claim(self.name, self.max_items, attend_ms, busy_ms, share))
+
+    def _bulk_share(self) -> float | None:
+        """Of a tier the device gives bulk its share, if bulk waits before it; of another stop the ledger does."""
+        if not self._threads or not self.owner.profile.delivery.bulk_share:
+            return None
+        return BULK_FIRST if self._bulk_in_hand < BULK_CLAIMS else LIVE_FIRST
 
     def _ask(self, claim: Callable[[], Claim]) -> Claim | None:
         try:
@@ -165,10 +178,15 @@ class Stop(ABC):
             return None
 
     def _work(self, claim: Claim) -> None:
+        bulk = claim.batches[0].lane == "bulk"
+        with self._door:
+            self._bulk_in_hand += bulk
         try:
             with self.progress.in_hand():
                 self.work(claim)
         finally:
+            with self._door:
+                self._bulk_in_hand -= bulk
             self.owner.release(claim)
 
     def patiently(self, verb: Callable[[], T]) -> T:
