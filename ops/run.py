@@ -202,7 +202,8 @@ class _Watch:
         Raises:
             FleetError: a child was given up.
         """
-        began_s = moved_s = time.monotonic()
+        # Still since: while the server is away nothing can move, and nothing is lost by that.
+        began_s = moved_s = still_since_s = time.monotonic()
         first: Progress | None = None
         last: Progress | None = None
         looked_s = 0.0
@@ -219,17 +220,18 @@ class _Watch:
                 looked_s = now_s
                 now = self._look(look_now)
                 if now is None:
+                    still_since_s = time.monotonic()
                     continue
                 first = first or now
                 if now.admitted == first.admitted:
                     began_s = now_s
                 if now != last:
-                    moved_s, last = now_s, now
+                    moved_s, still_since_s, last = now_s, now_s, now
                 fed = self._producer_finished()
                 self.display.show(now, "| draining after Ctrl-C, again to end at once" if asked_to_end else "")
                 if fed and now.in_fleet == 0:
                     return moved_s - began_s
-                if fed and now_s - moved_s > self._still_s and self._supervisor.all_ready:
+                if fed and now_s - still_since_s > self._still_s and self._supervisor.all_ready:
                     return moved_s - began_s
             time.sleep(POLL_INTERVAL_S)
 

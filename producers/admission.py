@@ -18,7 +18,7 @@ from routing.decision import void
 from routing.failpoints import Window, failpoint
 from routing.ledger import Ledger
 from routing.messages import Item
-from routing.patience import patiently
+from routing.patience import StoreAwayError, patiently
 from routing.refusals import Full, Misplaced, Missing, Zombie
 from routing.store import PhotoStore
 
@@ -141,7 +141,7 @@ class Admission:
         in_server = self._store.in_server and bool(photos)
         stored = [(item.position, data) for item, data in zip(items, photos, strict=True) if data] if photos else []
         if stored:
-            patiently(lambda: self._store.put(self.source, stored), self._go_on)
+            self._put(stored)
         failpoint(Window.BYTES_ADMIT)
         good = [item for item in items if item.position not in bad] if bad else items
         size, now_ms = self._profile.batch.max_items, int(time.time() * 1000)
@@ -171,7 +171,7 @@ class Admission:
                     return False
             except Missing:
                 # Waited longer than the bytes' time to live.
-                patiently(lambda: self._store.put(self.source, stored), self._go_on)
+                self._put(stored)
             except Misplaced as misplaced:
                 self.offset = misplaced.offset
                 raise
@@ -181,6 +181,15 @@ class Admission:
                 failpoint(Window.ADMIT_DOORBELL)
                 self._doorbells.ring(woken)
                 return True
+
+    def _put(self, stored: Sequence[tuple[int, bytes]]) -> None:
+        def put() -> None:
+            try:
+                self._store.put(self.source, stored)
+            except OSError as error:
+                raise StoreAwayError(f"the photo store takes nothing: {error}") from error
+
+        patiently(put, self._go_on)
 
     def _wait(self, full: Full) -> bool:
         now_s = time.monotonic()

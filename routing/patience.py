@@ -34,7 +34,8 @@ PASSING = (
     redis.exceptions.OutOfMemoryError,
 )
 
-#: The same in words: redis-py has no class for a master without replicas, nor for one that cannot write its file.
+#: The same in words: redis-py has no class for a master without replicas, nor for one that cannot write its file. They
+#: need not stand at the head: a pipeline says first which of its commands was refused.
 PASSING_WORDS = ("NOREPLICAS", "MISCONF", "BUSY ")
 
 _FIRST_PAUSE_S = 0.05
@@ -45,7 +46,7 @@ _SAY_EVERY_S = 10.0
 
 def passing(error: Exception) -> bool:
     """Whether waiting helps."""
-    return isinstance(error, PASSING) or str(error).startswith(PASSING_WORDS)
+    return isinstance(error, PASSING) or any(word in str(error) for word in PASSING_WORDS)
 
 
 def patiently(verb: Callable[[], T], go_on: Callable[[], bool]) -> T:
