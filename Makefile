@@ -7,7 +7,7 @@ FLOWER_PORT ?= 5555
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run up test lint types layers unit bench chaos soak clean help
+.PHONY: run up test lint audit types layers unit bench chaos soak clean help
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -33,9 +33,15 @@ up: $(VENV)/run.stamp ## Supervise a fleet until Ctrl-C: PROFILE=demo
 
 test: lint types layers unit ## Everything that CI runs
 
-lint: $(VENV)/dev.stamp ## Style and mistakes (ruff)
+# Not the tests: they assert, start processes and play the attacker, and that is all that bandit would say of them.
+lint: $(VENV)/dev.stamp ## Style, mistakes (ruff) and what attackers like (bandit)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive configs routing producers workers ops
+
+audit: $(VENV)/run.stamp ## Known vulnerabilities of what is installed (pip-audit); 69: not audited. Apart from test
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[audit]'
+	@$(BIN)/python -m ops.audit_packages
 
 types: $(VENV)/dev.stamp ## Types (mypy, strict)
 	$(BIN)/mypy
