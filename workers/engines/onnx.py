@@ -11,12 +11,17 @@ from PIL import Image
 
 from configs.errors import ConfigError
 from configs.model import ModelSpec
+from workers.engines import DeviceMemoryError
 
 #: One photo as the model takes it: (input_px, input_px, 3), RGB.
 Pixels = npt.NDArray[np.uint8]
 
 #: Threads of one session. One by default: a process of every tier runs at the same time, on few cores.
 THREADS_VARIABLE = "NATIX_FLEET_ORT_THREADS"
+
+#: What onnxruntime says when memory ran out; its exceptions are of many types without a common parent. The first is its
+#: arena's, on either device; then CUDA's, and those of its libraries.
+NO_MEMORY = ("Failed to allocate memory", "smaller than requested bytes", "out of memory", "_ALLOC_FAILED", "bad_alloc")
 
 
 def squash(photo: Image.Image, side_px: int) -> Pixels:
@@ -99,14 +104,29 @@ class Engine:
         return squash(photo, self._spec.input_px)
 
     def score(self, inputs: Sequence[Pixels]) -> list[float]:
-        """One raw logit a photo, in their order."""
+        """One raw logit a photo, in their order.
+
+        Raises:
+            DeviceMemoryError: there is no memory for so many at once.
+        """
         if self._session is None:
             raise RuntimeError("score() before load()")
         logits: list[float] = []
         for start in range(0, len(inputs), self._max_batch):
             part = inputs[start : start + self._max_batch]
-            (found,) = self._session.run(None, {self._input: np.stack(part)})
+            (found,) = self._run(part)
             if found.shape != (len(part),):
                 raise ConfigError(f"model {self._spec.key!r}: {len(part)} photos gave scores of shape {found.shape}")
             logits.extend(found.tolist())
         return logits
+
+    def _run(self, part: Sequence[Pixels]) -> list[Any]:
+        try:
+            outputs: list[Any] = self._session.run(None, {self._input: np.stack(part)})
+        except MemoryError as error:
+            raise DeviceMemoryError(str(error)) from error
+        except Exception as error:
+            if any(words in str(error) for words in NO_MEMORY):
+                raise DeviceMemoryError(str(error)) from error
+            raise
+        return outputs
