@@ -1,6 +1,6 @@
 """Audits the installed packages for known vulnerabilities, and never calls clean what was not audited: make audit.
 
-pip-audit says "no known vulnerabilities", with status 0, also where it could look up nothing: its report is read instead.
+pip-audit says "no known vulnerabilities", with status 0, also where it could look up nothing: so its report is read.
 """
 
 import subprocess

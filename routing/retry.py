@@ -11,10 +11,12 @@ from redis.retry import Retry
 
 #: Five retries, up to 0.2, 0.4, 0.8, 1.6 and 2 s apart: a server that restarts is seen through, an absent one is not.
 RETRIES, RETRY_BASE_S, RETRY_CAP_S = 5, 0.1, 2.0
+#: What redis-py keeps of the ssl module's error.
+CERTIFICATE_REFUSED = "CERTIFICATE_VERIFY_FAILED"
 
 
 class ServerRetry(Retry):
-    """The retries above; a refused login is an answer, not a failure to connect: it is not tried again.
+    """The retries above; a refused login or certificate is an answer, not a failure to connect: it is not tried again.
 
     Args:
         within_s: from now on no retry begins later than this. Without it a peer that takes connections and says
@@ -36,6 +38,7 @@ class ServerRetry(Retry):
 
         def may_heal(error: Exception) -> bool:
             refused = isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.AuthorizationError)
+            refused |= CERTIFICATE_REFUSED in str(error)
             in_time = time.monotonic() < self._until_s
             return in_time and not refused and (is_retryable is None or is_retryable(error))
 

@@ -7,7 +7,7 @@ import structlog
 from redis.sentinel import MasterNotFoundError
 
 from configs.errors import ServerError
-from routing.retry import ServerRetry
+from routing.retry import CERTIFICATE_REFUSED, ServerRetry
 
 #: No try begins later. A peer that says nothing is given up after one reply timeout (routing.address), 10 s.
 START_WITHIN_S = 5.0
@@ -70,5 +70,15 @@ def _remedy(error: redis.exceptions.RedisError) -> str:
         case redis.exceptions.InvalidResponse():
             return "what listens there is no Redis server: correct the server address"
         case redis.exceptions.ConnectionError() | redis.exceptions.TimeoutError():
-            return f"the server does not answer: start it or correct the server address ({error})"
+            return _connection_remedy(str(error))
     return f"the server cannot be used: {error}"
+
+
+def _connection_remedy(text: str) -> str:
+    if CERTIFICATE_REFUSED not in text:
+        return f"the server does not answer: start it or correct the server address ({text})"
+    cause = text.partition("verify failed: ")[2].partition(" (_ssl")[0]
+    return (
+        f"the server's certificate is refused ({cause}): name its authority's file (ssl_ca_certs), "
+        "and the server as the certificate does"
+    )

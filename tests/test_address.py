@@ -253,25 +253,48 @@ def encrypted(target_port: int, certificate: Path, key: Path) -> Iterator[int]:
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate with")
 def test_tls(server: EmbeddedServer, tmp_path: Path) -> None:
-    """A rediss:// address connects when the CA file vouches for the server, and refuses one it does not vouch for."""
-    for name in ("ours", "other"):
+    """A rediss:// address connects when the CA file vouches for the server under its name, else it says why not."""
+    for name, altname in (("ours", "IP:127.0.0.1"), ("other", "IP:127.0.0.1"), ("named", "DNS:redis.example.com")):
         request = f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN={name}"
-        files = ["-addext", "subjectAltName=IP:127.0.0.1"]
+        files = ["-addext", f"subjectAltName={altname}"]
         files += ["-keyout", str(tmp_path / f"{name}.key"), "-out", str(tmp_path / f"{name}.pem")]
         subprocess.run([*request.split(), *files], check=True, capture_output=True)
-    with encrypted(server.port, tmp_path / "ours.pem", tmp_path / "ours.key") as port:
-        url = f"rediss://:{server.address.password}@127.0.0.1:{port}/0?ssl_ca_certs={tmp_path}"
-        address, strange = parse_address(f"{url}/ours.pem"), parse_address(f"{url}/other.pem")
-        with address.connect() as client:
-            assert client.ping()
-        broker_answers(address)
-        with (
-            strange.connect(retry=None) as client,
-            pytest.raises(redis.exceptions.ConnectionError, match="CERTIFICATE"),
-        ):
-            client.ping()
-        with pytest.raises(Exception, match="CERTIFICATE"):
-            broker_answers(strange)
+
+    def address(port: int, ca: str) -> ServerAddress:
+        return parse_address(f"rediss://:{server.address.password}@127.0.0.1:{port}/0?ssl_ca_certs={tmp_path}/{ca}.pem")
+
+    with (
+        encrypted(server.port, tmp_path / "ours.pem", tmp_path / "ours.key") as ours,
+        encrypted(server.port, tmp_path / "named.pem", tmp_path / "named.key") as named,
+    ):
+        with address(ours, "ours").connect() as client:
+            require_server(client)
+        broker_answers(address(ours, "ours"))
+        # The second authority is the right one, but its certificate is for another host.
+        refused = {
+            "self-signed certificate": address(ours, "other"),
+            "not valid for '127.0.0.1'": address(named, "named"),
+        }
+        for cause, strange in refused.items():
+            refuses_certificate(strange, cause)
+        with ThreadPoolExecutor(2) as brokers:
+            # At the same time: the broker's own client tries for seconds.
+            for trial in [brokers.submit(broker_answers, strange) for strange in refused.values()]:
+                with pytest.raises(Exception, match="CERTIFICATE"):
+                    trial.result()
+
+
+def refuses_certificate(address: ServerAddress, cause: str) -> None:
+    """The check says so at once, in one line with cause and remedy."""
+    begun = time.monotonic()
+    with address.connect() as client, pytest.raises(ServerError, match="certificate") as caught:
+        require_server(client)
+    text = str(caught.value)
+    assert cause in text.replace("self signed", "self-signed")
+    assert "ssl_ca_certs" in text
+    assert "does not answer" not in text
+    assert "\n" not in text
+    assert time.monotonic() - begun < 4
 
 
 @contextmanager
