@@ -2,21 +2,29 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
+import pytest
 import redis
 
-from configs.profile import COLLECTOR
+from configs.profile import COLLECTOR, Delivery
+from ops.child import Event
 from ops.server import EmbeddedServer
 from routing.audit import audit
 from routing.ledger import PREFIX
-from tests.small_fleet import DRAIN_S, FIRST, SECOND, Faults, SmallFleet
+from tests.small_fleet import DRAIN_S, FIRST, SECOND, Faults, SmallFleet, small_profile
 
 #: What the small fleet's processes have to drain in; then they leave, which takes a few seconds more without a server.
 QUICK_S = 1.0
+
+#: A lease that a busy machine keeps: who drains in order must not be reaped.
+PATIENT = small_profile(delivery=Delivery(beat_s=0.25, lease_s=6.0, backoff_s=0.1))
 
 
 def reaped(client: redis.Redis) -> int:
@@ -49,7 +57,7 @@ def require_balanced(fleet: SmallFleet, client: redis.Redis, admitted: int) -> N
 def test_sigterm_under_load_drains(tmp_path: Path, server: EmbeddedServer, redis_client: redis.Redis) -> None:
     """A worker of each tier and the collector, told to end under load, end in order: nothing to reap, nothing lost."""
     slow = Faults(slow_s=0.2)
-    with SmallFleet(tmp_path, server, faults={FIRST: slow, SECOND: slow}) as fleet:
+    with SmallFleet(tmp_path, server, PATIENT, faults={FIRST: slow, SECOND: slow}) as fleet:
         fleet.feed("s", 1000)
         fleet.until(lambda: holds(fleet, FIRST) and holds(fleet, SECOND))
         assert end(fleet, FIRST, SECOND, COLLECTOR) == [0, 0, 0]
@@ -64,7 +72,7 @@ def test_a_hung_device_is_not_waited_for(tmp_path: Path, server: EmbeddedServer,
     """A worker whose device hangs while it drains gives its batches back without a fault, and ends within the bound."""
     hangs = tmp_path / "hangs"
     with SmallFleet(
-        tmp_path, server, faults={FIRST: Faults(hangs_while=str(hangs))}, env={DRAIN_S: str(QUICK_S)}
+        tmp_path, server, PATIENT, faults={FIRST: Faults(hangs_while=str(hangs))}, env={DRAIN_S: str(QUICK_S)}
     ) as fleet:
         hangs.touch()
         fleet.feed("s", 300)
@@ -91,15 +99,16 @@ def paused(server: EmbeddedServer) -> Iterator[None]:
 
 def test_a_silent_server_is_not_waited_for(tmp_path: Path, server: EmbeddedServer, redis_client: redis.Redis) -> None:
     """Workers and collector, told to end while the server is silent, end within the bound; later nothing is lost."""
-    slow = Faults(slow_s=0.1)
+    # What they held runs apart later, one item at a time: not too slow.
+    slow = Faults(slow_s=0.01)
     with SmallFleet(tmp_path, server, faults={FIRST: slow, SECOND: slow}, env={DRAIN_S: str(QUICK_S)}) as fleet:
-        fleet.feed("s", 800)
+        fleet.feed("s", 3000)
         fleet.until(lambda: holds(fleet, FIRST))
         with paused(server):
             begun_s = time.monotonic()
             end(fleet, FIRST, SECOND, COLLECTOR)
             assert time.monotonic() - begun_s < QUICK_S + 6 + 3
-        require_balanced(fleet, redis_client, 800)
+        require_balanced(fleet, redis_client, 3000)
 
 
 def test_a_second_ctrl_c_ends_a_worker_at_once(
@@ -124,3 +133,150 @@ def test_a_second_ctrl_c_ends_a_worker_at_once(
         require_balanced(fleet, redis_client, 300)
     # It had no time to give them back.
     assert reaped(redis_client) > 0
+
+
+def test_a_rolling_restart_pauses_no_tier(tmp_path: Path, server: EmbeddedServer, redis_client: redis.Redis) -> None:
+    """Under load each process is replaced; no tier stands for as long as its worker takes to start; nothing is lost."""
+    slow = Faults(slow_s=0.1)
+    with SmallFleet(tmp_path, server, PATIENT, faults={FIRST: slow, SECOND: slow}) as fleet:
+        fed = 0
+        events: list[Event] = []
+        scored = dict.fromkeys((FIRST, SECOND), -1)
+        moved_s = dict.fromkeys((FIRST, SECOND), 0.0)
+        pauses_s: dict[str, list[float]] = {FIRST: [], SECOND: []}
+
+        def step() -> bool:
+            nonlocal fed
+            now = fleet.ledger.snapshot([FIRST, SECOND])
+            if now.use.get("items", 0) < 1000:
+                fleet.feed(f"s{fed}", 500)
+                fed += 500
+            for tier in (FIRST, SECOND):
+                if now.tallies[tier].get("scored", 0) != scored[tier]:
+                    scored[tier] = now.tallies[tier].get("scored", 0)
+                    pauses_s[tier].append(time.monotonic() - moved_s[tier])
+                    moved_s[tier] = time.monotonic()
+            events.extend(fleet.supervisor.poll())
+            return any(event.child == "fleet" for event in events)
+
+        before = [state.pid for state in fleet.supervisor.states]
+        begun_s = time.monotonic()
+        fleet.until(lambda: step() or time.monotonic() - begun_s > 1.0)
+        for tier in (FIRST, SECOND):
+            pauses_s[tier].clear()
+        fleet.supervisor.roll()
+        fleet.until(step)
+        starts_s = {e.child: float(e.detail.split()[1]) for e in events if e.what == "ready"}
+        assert events[-1] == Event("fleet", "restarted", "3 processes")
+        assert not set(before) & {state.pid for state in fleet.supervisor.states}
+        for tier in (FIRST, SECOND):
+            assert max(pauses_s[tier]) < starts_s[tier]
+        require_balanced(fleet, redis_client, fed)
+    assert reaped(redis_client) == 0
+
+
+class Terminal:
+    """A command in a foreground group of its own, in an empty folder."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.folder = folder
+        self.said = folder / "said"
+        environment = {n: v for n, v in os.environ.items() if not n.startswith(("REDIS_", "NATIX_", "FLOWER_"))}
+        with self.said.open("ab") as said:
+            self.command = subprocess.Popen(
+                [sys.executable, "-m", "ops.cli", *arguments],
+                cwd=folder,
+                env=environment,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
+            )
+
+    def ctrl_c(self) -> None:
+        os.killpg(self.command.pid, signal.SIGINT)
+
+    def until(self, done: Callable[[], object], within_s: float = 90.0) -> None:
+        """Waits while the command runs."""
+        begun_s = time.monotonic()
+        while not done():
+            assert self.command.poll() is None, self.said.read_text()
+            assert time.monotonic() - begun_s < within_s, self.said.read_text()
+            time.sleep(0.05)
+
+    @property
+    def left(self) -> list[str]:
+        """Processes that run in the folder."""
+        found = []
+        for place in Path("/proc").glob("[0-9]*"):
+            try:
+                if (place / "cwd").readlink().is_relative_to(self.folder):
+                    found.append((place / "cmdline").read_text().replace("\0", " "))
+            except OSError:
+                continue
+        return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.command.poll() is None:
+            self.command.kill()
+        self.command.wait()
+
+
+def in_fleet(folder: Path) -> tuple[int, int]:
+    """Photos in the fleet of the folder, and photos that ended; as its ledger says."""
+    with redis.Redis.from_url((folder / "var/server/url").read_text().strip()) as client:
+        audit(client).raise_for_problems()
+        use, acct = client.hgetall(PREFIX + "use"), client.hgetall(PREFIX + "acct")
+        return int(use.get(b"items", 0)), int(acct.get(b"verdicts", 0)) + int(acct.get(b"quarantined", 0))
+
+
+def test_ctrl_c_twice_ends_a_fleet_at_once(tmp_path: Path) -> None:
+    """Status 130 at once, no process left; the next fleet ends every photo, and killed itself it leaves no process."""
+    ready = [tmp_path / f"var/up/{name}.ready" for name in ("collector", "scout-s", "scout-m")]
+    with Terminal(tmp_path, "up", "--flower-port", "0") as first:
+        first.until(lambda: all(path.exists() for path in ready))
+        with Terminal(tmp_path, "feed", "rendered:40", "--run", "r") as producer:
+            # A worker has photos in hand, so a drain takes time.
+            producer.until(lambda: in_fleet(tmp_path)[0] > 0)
+            begun_s = time.monotonic()
+            first.ctrl_c()
+            producer.ctrl_c()
+            time.sleep(0.1)
+            first.ctrl_c()
+            producer.ctrl_c()
+            assert first.command.wait(20) == 130
+            took_s = time.monotonic() - begun_s
+            # Perhaps it had drained, and was on its way out.
+            assert producer.command.wait(20) in (0, 130, -signal.SIGINT)
+    assert took_s < 2.0, first.said.read_text()
+    assert first.left == []
+    for path in ready:
+        path.unlink(missing_ok=True)
+    with Terminal(tmp_path, "up", "--flower-port", "0") as second:
+        second.until(lambda: all(path.exists() for path in ready))
+        with Terminal(tmp_path, "feed", "rendered:40", "--run", "r") as producer:
+            assert producer.command.wait(90) == 0
+        second.until(lambda: in_fleet(tmp_path) == (0, 40))
+        second.command.kill()
+        second.command.wait()
+        begun_s = time.monotonic()
+        while second.left:
+            assert time.monotonic() - begun_s < 30, second.left
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize("while_it", ["starts", "feeds"])
+def test_ctrl_c_twice_ends_a_run_at_once(tmp_path: Path, while_it: str) -> None:
+    """Whether it starts or feeds: status 130 at once, and no process left."""
+    with Terminal(tmp_path, "run", "--photos", "rendered:400", "--flower-port", "0") as run:
+        waited_for = "server.pid" if while_it == "starts" else "journal"
+        run.until(lambda: list((tmp_path / "var/run").glob(f"**/{waited_for}*")))
+        run.ctrl_c()
+        time.sleep(0.2)
+        begun_s = time.monotonic()
+        run.ctrl_c()
+        assert run.command.wait(20) == 130, run.said.read_text()
+        assert time.monotonic() - begun_s < 2.0
+        assert run.left == []

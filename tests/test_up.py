@@ -169,7 +169,7 @@ def test_workers_of_another_profile_are_refused(box: Box) -> None:
 
 
 def test_the_fleet_restarts_while_it_works(box: Box) -> None:
-    """restart replaces every process under load, those of the tiers by one that is ready, and says so; nothing is lost."""
+    """restart replaces every process under load, a tier's by one that is ready, and says so; nothing is lost."""
     before = box.status()
     feeding = subprocess.Popen(
         [sys.executable, str(ROOT / "producers/natix.py"), "rendered:80", "--run", "r2"],
