@@ -24,6 +24,7 @@ from configs.errors import ConfigError, ServerError
 from ops.server import EmbeddedServer
 from routing.address import ServerAddress, address_from_environment, parse_address
 from routing.server_check import require_server
+from tests.test_acl import PASSWORD, load, refusals
 
 SECRET = "p@ss/w:rd?#"  # noqa: S105
 CODED = "p%40ss%2Fw%3Ard%3F%23"
@@ -49,13 +50,13 @@ def free_port() -> int:
         return port
 
 
-def broker_answers(address: ServerAddress) -> None:
+def broker_answers(address: ServerAddress, name: str = "address-test") -> None:
     """Sends a message through kombu and takes it out again."""
     options = address.broker_options
     connection = Connection(  # type: ignore[no-untyped-call]
         address.broker_url, transport_options=options["transport_options"], ssl=options["use_ssl"]
     )
-    with connection, connection.SimpleQueue("address-test") as queue:  # type: ignore[no-untyped-call]
+    with connection, connection.SimpleQueue(name) as queue:  # type: ignore[no-untyped-call]
         queue.put({"n": 1})
         message = queue.get(timeout=10)
         message.ack()
@@ -330,6 +331,7 @@ def test_sentinel_failover(tmp_path: Path) -> None:
             for client in (old, first):
                 client.config_set("masterauth", password)
                 client.config_set("repl-diskless-sync-delay", 0)
+                load(client)
             old.config_set("requirepass", password)
             old.replicaof("127.0.0.1", str(master.port))
             until(lambda: first.info("replication").get("slave0", {}).get("state") == "online")
@@ -350,6 +352,12 @@ def test_sentinel_failover(tmp_path: Path) -> None:
         until(lambda: _port_of(client) == replica.port)
         assert client.get("k") == b"v"
         broker_answers(address)
+        # What the fleet's user may do is enough to be led from a sentinel to the master.
+        login = f"fleet:{PASSWORD}@{where}/0?master_name=fleet&sentinel_password=sentry"
+        guarded = parse_address(f"sentinel://{login}")
+        require_server(stack.enter_context(guarded.connect()))
+        broker_answers(guarded, "natix-fleet.test")
+        assert refusals(client) == []
 
 
 def _knows_all(sentinel: redis.Redis) -> bool:
