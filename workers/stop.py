@@ -97,13 +97,15 @@ class Stop(ABC):
 
     def _serve_both(self) -> int:
         begun_s = worked_s = time.monotonic()
-        worked, look_s = 0, FIRST_LOOK_S
+        worked, look_s, rung = 0, FIRST_LOOK_S, False
         attending = self._attendant.acquire(blocking=False)
         try:
             while not self.ending.is_set():
                 now_s = time.monotonic()
                 if now_s - begun_s > SHIFT_S:
-                    self.owner.doorbells.ring([self.name])
+                    # One doorbell for each that was answered: a second one would make them pile up before a deep queue.
+                    if not rung:
+                        self.owner.doorbells.ring([self.name])
                     break
                 # The last look says so, whatever it finds: from then on writers ring again.
                 last = now_s - worked_s > IDLE_S
@@ -117,6 +119,7 @@ class Stop(ABC):
                 if worked == 0 and claim.left:
                     # More than this thread took: wake the next one, who does the same.
                     self.owner.doorbells.ring([self.name])
+                    rung = True
                 begun_work_s = time.monotonic()
                 self._work(claim)
                 self._work_s = time.monotonic() - begun_work_s
