@@ -21,7 +21,7 @@ from routing.store import ServerPhotos
 from tests.small_fleet import SmallFleet
 from tests.test_address import _knows_all, _port_of, free_port, sentinels, until
 from tests.test_feed import Photos
-from tests.test_outages import BUSY, SLOW, watch
+from tests.test_outages import BUSY, SLOW, hears_doorbells, watch
 
 
 class Group(Struct):
@@ -110,8 +110,9 @@ def test_the_fleet_follows_its_master(tmp_path: Path) -> None:
             fleet.until(lambda: _port_of(fleet.client) == servers.replica.port)
             assert producer.is_alive()
             fleet.until(lambda: not producer.is_alive() and fleet.done())
+            hears_doorbells(fleet, servers.address, "after")
             account = fleet.account()
             assert account.balanced, account.problems
-            assert account.admitted == 3000
+            assert account.admitted == 3500
             assert len(producer.photos.starts) > 1, "it never went back: nothing was missing"
             audit(fleet.client).raise_for_problems()
