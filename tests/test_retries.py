@@ -183,11 +183,13 @@ def test_a_thread_that_hangs_is_seen_beside_others_that_work(fleet: Fleet) -> No
     """One claim hangs in its photo store while others get verdicts: the process counts as stalled all the while."""
     release = threading.Event()
     tier, spec, progress = PROFILE.tier("first"), PROFILE.models()["first"], Progress()
+    seen_s: list[float] = []
 
     def load(items: Any) -> list[int]:
         if items[0].source == "s-hangs":
             release.wait(30)
         progress.moved()
+        seen_s.append(progress.stalled_s())
         return [item.position for item in items]
 
     stop = TierStop(PROFILE, tier, spec, FaultEngine(sure), load, fleet.owner, progress)
@@ -202,8 +204,8 @@ def test_a_thread_that_hangs_is_seen_beside_others_that_work(fleet: Fleet) -> No
         fleet.admit(photos(2, source=f"s-{i}"))
         stop.serve()
         time.sleep(0.1)
-    stood_s = progress.stalled_s()
-    assert stood_s > (time.monotonic() - begun_s) - 0.3 > 0.6
+    # As seen by a thread that has just moved.
+    assert seen_s[-1] > time.monotonic() - begun_s - 0.5 > 0.4
     release.set()
     hung.join(20)
     assert progress.stalled_s() == 0
