@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self, TextIO
 
-from configs.errors import BusyError, ConfigError, FleetError, ServerError, UsageError
+from configs.errors import BusyError, ConfigError, DiskError, FleetError, ServerError, UsageError
 from ops.child import STUCK_S, Backoff, Child, ChildState, Event, Running
 from ops.interrupts import Interrupts
 from ops.roll import FLEET, Roll
@@ -233,8 +233,8 @@ class Supervisor:
             return
         if was_ready and now - running.started >= self._backoff.steady_s:
             running.failures = 0
-        # One that was ready before waits for its server as long as it takes.
-        if not was_ready and not (running.proven and status in _PASSING):
+        # One that was ready before waits for its server, and for space on its disk, as long as it takes.
+        if not was_ready and not (running.proven and status in {*_PASSING, DiskError.exit_status}):
             running.failed_starts = [at for at in running.failed_starts if now - at < self._backoff.give_up_within_s]
             running.failed_starts.append(now)
             if status in _HOPELESS or len(running.failed_starts) >= self._backoff.give_up_exits:

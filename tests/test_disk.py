@@ -1,18 +1,25 @@
 """A full disk: under the server's file, under the verdicts, under everything. It is waited for, and nothing is lost."""
 
 import errno
+import os
 import shutil
+import signal
 import subprocess
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import redis
 
+from configs.errors import DiskError
 from configs.profile import COLLECTOR
+from ops.child import Backoff, Child
 from ops.serve import DATABASE
 from ops.server import EmbeddedServer
+from ops.supervisor import Supervisor
 from routing.audit import audit
 from tests.small_fleet import SmallFleet
 from tests.test_outages import BUSY, SLOW, Feeding, at_work, watch
@@ -125,3 +132,33 @@ def test_under_everything_but_the_server(disk: Disk, server: EmbeddedServer, red
         disk.free()
         finish(fleet, feeding)
         assert {state.name: state.pid for state in fleet.supervisor.states} == pids, "a process ended itself"
+
+
+def test_a_process_that_was_ready_may_find_its_disk_full_for_long(tmp_path: Path) -> None:
+    """Ended by a DiskError at each start, as a collector that was killed meanwhile, it is not given up."""
+    full, ready, starts = tmp_path / "full", tmp_path / "ready", tmp_path / "starts"
+    program = (
+        "import os, sys, time; from pathlib import Path; full, ready, starts = map(Path, sys.argv[1:])\n"
+        "starts.open('a').write('x')\n"
+        f"if full.exists(): sys.exit({DiskError.exit_status})\n"
+        "ready.write_text(str(os.getpid())); time.sleep(60)"
+    )
+    argv = [sys.executable, "-c", program, *map(str, (full, ready, starts))]
+    child = Child(name="c", argv=argv, log=tmp_path / "log", ready_file=ready)
+    with Supervisor([child], backoff=Backoff(base_s=0.01, cap_s=0.02, give_up_exits=3)) as supervisor:
+
+        def poll_until(done: Callable[[], bool]) -> None:
+            end_s = time.monotonic() + 20
+            while not done():
+                assert time.monotonic() < end_s
+                supervisor.poll()
+                time.sleep(0.01)
+
+        poll_until(lambda: supervisor.all_ready)
+        full.touch()
+        pid = supervisor.states[0].pid
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+        poll_until(lambda: len(starts.read_text()) > 6)
+        full.unlink()
+        poll_until(lambda: supervisor.all_ready and len(starts.read_text()) > 7)
