@@ -51,6 +51,7 @@ def test_a_live_photo_waits_for_the_device_batch_in_hand(tmp_path: Path, server:
     assert max(waits) < 2 * BATCH_S + SLACK_S, waits
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("redis_client")
 def test_bulk_keeps_its_share_while_live_work_is_never_dry(tmp_path: Path, server: EmbeddedServer) -> None:
     """With both lanes deep, bulk's part of what is scored is bulk_share."""
