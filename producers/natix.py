@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import structlog
 
-from configs.errors import UsageError
+from configs.errors import FleetError, UsageError
 from configs.profile import Lane, Profile, load_profile
 from producers.admission import Admission
 from producers.feed import Feed, Pace
@@ -31,6 +31,9 @@ from routing.server_check import require_server
 from routing.store import open_store
 
 log = structlog.get_logger(__name__)
+
+#: Told to end, it has this long for the batch in hand.
+DRAIN_S = 20.0
 
 
 @click.command(epilog="Example: python producers/natix.py rendered:200 --rate 50 --lane live")
@@ -121,7 +124,7 @@ def _run(
 
 
 def _ended_by_signals() -> threading.Event:
-    """Set by the first SIGINT or SIGTERM, which drains; the second one ends the process."""
+    """Set by the first SIGINT or SIGTERM, which drains for DRAIN_S at most; the second one ends the process."""
     ending = threading.Event()
 
     def end(*_: object) -> None:
@@ -131,6 +134,15 @@ def _ended_by_signals() -> threading.Event:
             os._exit(INTERRUPTED)
         ending.set()
 
+    def bound_drain() -> None:
+        ending.wait()
+        time.sleep(DRAIN_S)
+        # A server that is silent, a source that hangs: as if this were a crash, too.
+        log.critical("not drained, ending this process", drain_s=DRAIN_S)
+        os._exit(FleetError.exit_status)
+
+    # Not started by the handler: that may run in the middle of another thread's start, which holds a lock.
+    threading.Thread(target=bound_drain, name="drain", daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
     return ending

@@ -232,6 +232,25 @@ def in_fleet(folder: Path) -> tuple[int, int]:
         return int(use.get(b"items", 0)), int(acct.get(b"verdicts", 0)) + int(acct.get(b"quarantined", 0))
 
 
+def test_a_producer_does_not_wait_for_a_silent_server(tmp_path: Path, server: EmbeddedServer) -> None:
+    """Told to end while the server is silent, it ends within its bound; with --run its next start goes on there."""
+    quick = f"import producers.natix as n; n.DRAIN_S = {QUICK_S}; n.main()"
+    command = [sys.executable, "-c", quick, "rendered:40", "--run", "r"]
+    environment = {**os.environ, "REDIS_URL": server.url}
+    with redis.Redis.from_url(server.url) as client:
+        client.flushall()
+        with subprocess.Popen(command, cwd=tmp_path, env=environment) as producer:
+            while not client.hget(PREFIX + "use", "items"):
+                assert producer.poll() is None
+                time.sleep(0.01)
+            with paused(server):
+                producer.terminate()
+                assert producer.wait(QUICK_S + 5) == 70
+        assert subprocess.run(command, cwd=tmp_path, env=environment, check=False, timeout=60).returncode == 0
+        assert int(client.hget(PREFIX + "acct", "admitted") or 0) == 40
+        audit(client).raise_for_problems()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_fleet_is_ended_under_load(tmp_path: Path, number: signal.Signals) -> None:
     """Ctrl-C twice: 130 at once; SIGTERM: drained, 0. The next fleet ends all. None leaves a process, killed too."""

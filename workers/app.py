@@ -14,7 +14,7 @@ from celery import Celery, signals
 
 from routing.broker import queue_name, task_name
 from routing.command import INTERRUPTED
-from routing.owner import STALLED, Owner
+from routing.owner import STALLED
 from workers.stop import Stop
 
 #: Allocations between two collections; a batch's messages are thousands, and none is part of a cycle.
@@ -49,9 +49,7 @@ def run_celery(app: Celery, stop: Stop, threads: int, on_ready: Callable[[], Non
     def ending(**_: object) -> None:
         # Inside Celery's handler, which has just set its own for the next Ctrl-C: that one waits for running tasks.
         signal.signal(signal.SIGINT, _end_at_once)
-        if not stop.ending.is_set():
-            stop.ending.set()
-            threading.Thread(target=_bound_drain, args=(stop.owner,), name="drain", daemon=True).start()
+        stop.ending.set()
 
     def ready(**_: object) -> None:
         # Celery's own would run this command again after the drain.
@@ -62,6 +60,8 @@ def run_celery(app: Celery, stop: Stop, threads: int, on_ready: Callable[[], Non
         gc.set_threshold(GC_THRESHOLD, 10, 10)
         on_ready()
 
+    # Not started by the handler: that may run in the middle of another thread's start, which holds a lock.
+    threading.Thread(target=_bound_drain, args=(stop,), name="drain", daemon=True).start()
     signals.worker_shutting_down.connect(ending)
     signals.worker_ready.connect(ready)
     status = app.start(
@@ -86,12 +86,13 @@ def _end_at_once(*_: object) -> None:
     os._exit(INTERRUPTED)
 
 
-def _bound_drain(owner: Owner) -> None:
+def _bound_drain(stop: Stop) -> None:
     """Ends this process when it does not end by itself: a device that hangs, a server that is silent."""
+    stop.ending.wait()
     time.sleep(DRAIN_S)
     log.critical("not drained, ending this process", drain_s=DRAIN_S)
     # By a thread: without a server it tries for much longer.
-    leaving = threading.Thread(target=owner.stop, name="leave", daemon=True)
+    leaving = threading.Thread(target=stop.owner.stop, name="leave", daemon=True)
     leaving.start()
     leaving.join(LEAVE_S)
     os._exit(STALLED)
