@@ -31,7 +31,7 @@ KILLS = 12
 #: What Celery redelivers it redelivers after this long: short, so that it gets every chance.
 VISIBILITY_TIMEOUT_S = 5
 #: Nothing ran for this long, longer than a redelivery takes: nothing more will.
-STILL_S = 30.0
+STILL_S = 15.0
 
 
 def make_app(address: ServerAddress) -> Celery:
