@@ -2,16 +2,19 @@
 
 import time
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import redis
 import structlog
 from celery import Celery, signals
-from kombu.connection import Connection
 from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
 
 from configs.profile import COLLECTOR, Profile
 from routing.address import ServerAddress
+
+if TYPE_CHECKING:
+    from kombu.connection import Connection
 
 log = structlog.get_logger(__name__)
 
@@ -96,6 +99,7 @@ class Doorbells:
     def __init__(self, app: Celery) -> None:
         self._app = app
         self._quiet_until_s = 0.0
+        self._counting: tuple[Connection, Any] | None = None
 
     def ring(self, names: Iterable[str]) -> None:
         """Sends one doorbell to each stop named."""
@@ -109,22 +113,31 @@ class Doorbells:
                 log.warning("doorbell not sent", stop=stop, error=str(error))
 
     def waiting(self, names: Iterable[str]) -> dict[str, int] | None:
-        """Doorbells that wait at each stop; None: the broker does not say."""
-        counts: dict[str, int] = {}
+        """Doorbells that wait at each stop; None: the broker does not say. For one thread: its channel is kept."""
         try:
-            with self._app.connection_for_read() as connection:
-                for stop in names:
-                    counts[stop] = _length(connection, queue_name(stop))
+            return {stop: self._length(queue_name(stop)) for stop in names}
         except UNHEARD as error:
             log.warning("doorbells not counted", error=str(error))
+            self._forget()
             return None
-        return counts
 
-
-def _length(connection: Connection, queue: str) -> int:
-    # kombu's Redis transport answers 404 for a queue that is empty.
-    with connection.channel() as channel:
+    def _length(self, queue: str) -> int:
+        if self._counting is None:
+            # Kept: each connection and channel leaves hundreds of objects in cycles, and a fleet counts every second.
+            connection = self._app.connection_for_read()
+            self._counting = connection, connection.channel()
+        connection, channel = self._counting
         try:
             return int(channel.queue_declare(queue=queue, passive=True).message_count)
         except connection.channel_errors:
+            # kombu's Redis transport answers 404 for a queue that is empty. RabbitMQ closes the channel with its 404.
+            if not getattr(channel, "is_open", True):
+                self._forget()
             return 0
+
+    def _forget(self) -> None:
+        if self._counting is not None:
+            connection, _ = self._counting
+            self._counting = None
+            # Its channels too; kombu passes over what a broken connection says to that.
+            connection.release()
