@@ -97,15 +97,20 @@ def _children(pid: int) -> list[int]:
 def main() -> None:
     """One worker of the plain fleet."""
     app = make_app(address_from_environment(), int(os.environ["NATIX_BENCH_PREFETCH"]))
+    work(app, sys.argv[1], os.environ["NATIX_BENCH_POOL"])
+
+
+def work(app: Celery, queue: str, pool: str) -> None:
+    """A plain worker of one queue, until it is told to end; it writes its ready file when it takes tasks."""
     signals.worker_ready.connect(_say_ready)
     app.worker_main(
         [
             "--quiet",
             "worker",
-            f"--pool={os.environ['NATIX_BENCH_POOL']}",
+            f"--pool={pool}",
             "--concurrency=1",
-            f"--queues={sys.argv[1]}",
-            f"--hostname={sys.argv[1]}@bench",
+            f"--queues={queue}",
+            f"--hostname={queue}@plain",
             "--without-gossip",
             "--without-mingle",
             "--without-heartbeat",

@@ -4,16 +4,16 @@ Each task is one image; its effect is an entry in a set of the server, counted h
 when the queue is empty, and nothing is left to redeliver, is lost.
 """
 
-import os
 import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from celery import Celery, signals
+from celery import Celery
 from kombu.entity import Queue
 
+from ops.bench.celery_plain import work
 from ops.chaos.process import die_popping
 from ops.chaos.report import Result, recovery
 from ops.chaos.windows import Windows
@@ -127,25 +127,7 @@ def run_twin(folder: Path, seed: int) -> Result:
 def main() -> None:
     """The twin's worker."""
     die_popping(QUEUE)
-    app = make_app(address_from_environment())
-    signals.worker_ready.connect(_say_ready)
-    app.worker_main(
-        [
-            "--quiet",
-            "worker",
-            "--pool=solo",
-            f"--queues={QUEUE}",
-            "--hostname=twin@chaos",
-            "--without-gossip",
-            "--without-mingle",
-            "--without-heartbeat",
-            "--loglevel=WARNING",
-        ]
-    )
-
-
-def _say_ready(**_: object) -> None:
-    Path(os.environ[READY_FILE]).touch()
+    work(make_app(address_from_environment()), QUEUE, "solo")
 
 
 if __name__ == "__main__":
