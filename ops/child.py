@@ -5,7 +5,6 @@ import selectors
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -15,36 +14,13 @@ from pathlib import Path
 from typing import IO, TextIO
 
 from configs.errors import DiskError, FleetError
+from ops.tied import tied
 from routing.logs import without_secrets
 
 #: A killed process that is still there after this many seconds is left to the kernel.
 STUCK_S = 10.0
 _LAST_LINES = 12
 _TAIL_BYTES = 8192
-
-# Runs in the child, then becomes the command: PR_SET_PDEATHSIG (1) survives exec. Setting it between fork and exec
-# (preexec_fn) can deadlock in a process with threads. Python ignores SIGPIPE and SIGXFSZ; the command must not.
-_TIE = """
-import ctypes, os, signal, sys
-parent, number, *argv = sys.argv[1:]
-ctypes.CDLL(None).prctl(1, int(number), 0, 0, 0)
-if os.getppid() != int(parent):
-    sys.exit("the parent ended before its child began")
-for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
-    signal.signal(ignored, signal.SIG_DFL)
-os.execvp(argv[0], argv)
-"""
-
-
-def tied(argv: Sequence[str], number: signal.Signals = signal.SIGTERM) -> list[str]:
-    """The command, made to get a signal when the thread that starts it ends, even by SIGKILL.
-
-    Linux only; elsewhere the command comes back as it is. It costs 20-30 ms at start. The thread matters: start such
-    a child from one that lives as long as the process.
-    """
-    if sys.platform != "linux":
-        return list(argv)
-    return [sys.executable, "-I", "-S", "-c", _TIE, str(os.getpid()), str(int(number)), *argv]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,8 +180,16 @@ class Running:
         if self.child.ready:
             return self.child.ready()
         if self.child.ready_file:
-            return self.child.ready_file.exists()
+            return self._said_ready(self.child.ready_file)
         return time.monotonic() - self.started >= settle_s
+
+    def _said_ready(self, file: Path) -> bool:
+        # A successor and its forerunner share the file: where a pid is in it, it is to be this one's.
+        try:
+            said = file.read_text().split()
+        except OSError:
+            return False
+        return not said or not said[0].isdigit() or int(said[0]) == self.pid
 
     def reap(self) -> bool:
         """Whether the process has ended since the last call; what it started is then killed."""

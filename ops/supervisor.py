@@ -233,8 +233,8 @@ class Supervisor:
             return
         if was_ready and now - running.started >= self._backoff.steady_s:
             running.failures = 0
-        # One that was ready before waits for its server, and for space on its disk, as long as it takes.
-        if not was_ready and not (running.proven and status in {*_PASSING, DiskError.exit_status}):
+        # One that was ready before waits for its server, for space on its disk, and for its profile to be mended.
+        if not was_ready and not (running.proven and status in _PASSING | _HOPELESS | {DiskError.exit_status}):
             running.failed_starts = [at for at in running.failed_starts if now - at < self._backoff.give_up_within_s]
             running.failed_starts.append(now)
             if status in _HOPELESS or len(running.failed_starts) >= self._backoff.give_up_exits:
@@ -243,7 +243,7 @@ class Supervisor:
                 self._give_up(running, f"{running.child.name} ended before it was ready, {starts}", own)
                 return
         delay_s = min(self._backoff.cap_s, self._backoff.base_s * 2**running.failures)
-        # Children that died together, of a server that went away, must not come back in step.
+        # Children that died together must not come back in step.
         delay_s *= random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, hides nothing
         running.failures += 1
         running.restarts += 1
@@ -287,6 +287,9 @@ class Supervisor:
             self._note(running, "stuck", f"pid {running.pid} does not die of SIGKILL; left to the kernel")
             running.wait()
             running.phase = "stopped"
+            if not self._draining and running not in self._beside:
+                # Its tier would stay without it, and nobody would say so.
+                self._give_up(running, f"{running.child.name} does not die", None)
 
     def __enter__(self) -> Self:
         return self

@@ -1,6 +1,6 @@
 """Admission: what intake took becomes batches in the ledger, exactly once, however often this is interrupted.
 
-The order is bytes, ledger, journal, doorbell. The point to go on from is the ledger's offset, never a file of the
+The order is bytes, ledger, doorbell, journal. The point to go on from is the ledger's offset, never a file of the
 producer's.
 """
 

@@ -13,7 +13,7 @@ from configs.errors import PhotoError
 from configs.profile import Photos, Profile
 from producers.admission import Admission
 from producers.intake import Taken, take
-from producers.sources import Photo, Source
+from producers.sources import Photo, Source, printable
 from routing.messages import Item
 from routing.refusals import Misplaced
 
@@ -143,7 +143,8 @@ class Feed:
         item = Item(
             source=self._admission.source,
             position=position,
-            origin=photo.origin,
+            # No control character: PostgreSQL takes no NUL, and people read it.
+            origin=printable(photo.origin),
             label=photo.label,
             sha256=taken.sha256,
             stored_bytes=len(taken.data),

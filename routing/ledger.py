@@ -200,7 +200,7 @@ class Ledger:
         """Writes that this owner is about to run item ``index`` of a batch that runs apart. Raises Lost."""
         answer, rest = self._run("mark", owner, batch.bid, batch.token, index)
         if answer != "ok":
-            raise Lost(bid.decode() for bid in rest[0])
+            raise Lost((bid.decode() for bid in rest[0]), fenced=answer == "fenced")
 
     def settle(
         self,
@@ -237,7 +237,7 @@ class Ledger:
             flat += (name, by)
         answer, rest = self._run("settle", self._now(), owner, *flat)
         if answer != "ok":
-            raise Lost(bid.decode() for bid in rest[0])
+            raise Lost((bid.decode() for bid in rest[0]), fenced=answer == "fenced")
         return [stop.decode() for stop in rest]
 
     def commit(
@@ -271,7 +271,7 @@ class Ledger:
         )
         answer, rest = self._run("commit", self._now(), owner, *flat)
         if answer != "ok":
-            raise Lost(bid.decode() for bid in rest[0])
+            raise Lost((bid.decode() for bid in rest[0]), fenced=answer == "fenced")
         return Committed(
             late=int(rest[0]), released={s.decode(): c for s, c in zip(rest[1::2], rest[2::2], strict=True)}
         )

@@ -71,8 +71,8 @@ class Owner:
         profile: what its fleet runs.
         doorbells: how it wakes others.
         stops: the stops whose ready lists it rings.
-        stalled_s: seconds since its work last moved, 0 when it has none; past ``stall_s`` the process ends itself, and
-            the supervisor restarts it.
+        stalled_s: seconds since the work moved that stands still the longest, 0 without any; past ``stall_s`` the
+            process ends itself, and the supervisor restarts it.
         stall_s: see there. While the server is away nothing can move: it counts from the end of an outage on.
     """
 

@@ -43,8 +43,10 @@ class OwnerDead(Refusal):
 class Lost(Refusal):
     """``bids`` are somebody else's by now (or settled): settle again without them."""
 
-    def __init__(self, bids: Iterable[str]) -> None:
+    def __init__(self, bids: Iterable[str], *, fenced: bool = False) -> None:
         self.bids = frozenset(bids)
+        #: Somebody else holds some of them now, and will end them.
+        self.fenced = fenced
         super().__init__(f"{len(self.bids)} batches are not this owner's any more")
 
 

@@ -15,6 +15,7 @@ import redis
 
 from configs.profile import COLLECTOR, Delivery
 from ops.child import Event
+from ops.roll import FLEET
 from ops.server import EmbeddedServer
 from routing.audit import audit
 from routing.ledger import PREFIX
@@ -157,7 +158,7 @@ def test_a_rolling_restart_pauses_no_tier(tmp_path: Path, server: EmbeddedServer
                     pauses_s[tier].append(time.monotonic() - moved_s[tier])
                     moved_s[tier] = time.monotonic()
             events.extend(fleet.supervisor.poll())
-            return any(event.child == "fleet" for event in events)
+            return any(event.child == FLEET for event in events)
 
         before = [state.pid for state in fleet.supervisor.states]
         begun_s = time.monotonic()
@@ -167,7 +168,7 @@ def test_a_rolling_restart_pauses_no_tier(tmp_path: Path, server: EmbeddedServer
         fleet.supervisor.roll()
         fleet.until(step)
         starts_s = {e.child: float(e.detail.split()[1]) for e in events if e.what == "ready"}
-        assert events[-1] == Event("fleet", "restarted", "3 processes")
+        assert events[-1] == Event(FLEET, "restarted", "3 processes")
         assert not set(before) & {state.pid for state in fleet.supervisor.states}
         for tier in (FIRST, SECOND):
             assert max(pauses_s[tier]) < starts_s[tier]

@@ -16,6 +16,7 @@ import structlog
 
 from configs.errors import ConfigError, DiskError, FleetError, UsageError
 from ops.child import Backoff, Child, Event
+from ops.roll import FLEET
 from ops.supervisor import Supervisor
 from routing.logs import configure_logging, without_secrets
 
@@ -234,9 +235,9 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize(("status", "given_up"), [(1, "3 times"), (78, "1 time"), (69, "")])
+@pytest.mark.parametrize(("status", "given_up"), [(1, "3 times"), (78, ""), (69, "")])
 def test_a_restarted_child_is_not_ready_by_its_predecessor(status: int, given_up: str, tmp_path: Path) -> None:
-    """After a restart the old ready file says nothing: failed starts count, but a server away is waited for."""
+    """The old ready file says nothing: failed starts count; a server away or a broken profile is waited for."""
     ready, ran = tmp_path / "ready", tmp_path / "ran"
     ready.touch()
     child = Child(name="w", argv=python(READY_ONCE, str(ready), str(ran), str(status)), ready_file=ready)
@@ -250,6 +251,20 @@ def test_a_restarted_child_is_not_ready_by_its_predecessor(status: int, given_up
                 poll_until(supervisor, lambda: False)
         else:
             poll_until(supervisor, lambda: len(ran.read_text()) > QUICK.give_up_exits + 2)
+
+
+def test_a_ready_file_is_its_own_process_s(tmp_path: Path) -> None:
+    """A pid in the ready file that is another process's makes a child no more ready than none."""
+    ready = tmp_path / "ready"
+    write = "import os, pathlib, sys, time; time.sleep(0.5); pathlib.Path(sys.argv[1]).write_text(f'{os.getpid()} x')"
+    child = Child(name="w", argv=python(f"{write}; time.sleep(60)", str(ready)), ready_file=ready)
+    with Supervisor([child], QUICK, io.StringIO()) as supervisor:
+        supervisor.poll()
+        ready.write_text("1 x")
+        supervisor.poll()
+        assert not supervisor.all_ready
+        poll_until(supervisor, lambda: supervisor.all_ready)
+        assert ready.read_text().split()[0] == str(supervisor.states[0].pid)
 
 
 def test_not_ready_in_time() -> None:
@@ -307,6 +322,7 @@ def test_an_exception_leaves_nothing() -> None:
 PARENT = """
 import sys, time
 from ops.child import Child
+from ops.roll import FLEET
 from ops.supervisor import Supervisor
 child = Child(name="x", argv=[sys.executable, "-c", sys.argv[1]], drain_s=30)
 supervisor = Supervisor([child], stream=sys.stdout)
@@ -359,6 +375,7 @@ STOPPING = """
 import sys, time
 from ops.child import Child
 from ops.interrupts import Interrupts
+from ops.roll import FLEET
 from ops.supervisor import Supervisor
 with Interrupts().heeded() as interrupts:
     child = Child(name="x", argv=[sys.executable, "-c", sys.argv[1]], drain_s=60)
@@ -492,7 +509,7 @@ def test_a_roll_replaces_one_after_another(tmp_path: Path, overlaps: bool) -> No
         assert [(e.child, e.what) for e in events] == [
             *(("a", what) for what in [*order, "replaced"]),
             *(("b", what) for what in [*order, "replaced"]),
-            ("fleet", "restarted"),
+            (FLEET, "restarted"),
         ]
         after = [state.pid for state in supervisor.states]
         assert not set(before) & set(after)
@@ -510,7 +527,7 @@ def test_a_roll_stops_where_a_successor_does_not_come_up(tmp_path: Path, overlap
         (tmp_path / "a.broken").touch()
         supervisor.roll()
         events: list[Event] = []
-        while not any(event.child == "fleet" for event in events):
+        while not any(event.child == FLEET for event in events):
             events += supervisor.poll()
             time.sleep(0.01)
         assert ("a", "not replaced") in [(event.child, event.what) for event in events]
@@ -541,7 +558,7 @@ def test_a_fleet_that_ends_while_it_rolls_leaves_nothing(tmp_path: Path, at_once
         else:
             supervisor.drain()
             events = poll_until(supervisor, lambda: supervisor.ended)
-            assert Event("fleet", "restart stopped", "the fleet ends") in events
+            assert Event(FLEET, "restart stopped", "the fleet ends") in events
         assert not any(alive(pid) for pid in pids if pid)
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from configs.errors import ConfigError, DiskError, FleetError, ServerError, UsageError
 from routing.messages import UNLABELLED, Item, Verdict, Vote
+from routing.patience import passing
 from workers import verdicts
 from workers.mcc import Counts
 from workers.verdict_schema import SCHEMA_VERSION
@@ -271,6 +272,18 @@ def test_a_full_disk_is_a_disk_error_and_writes_nothing(small: VerdictDatabase) 
         connection.exec_driver_sql("PRAGMA max_page_count=100000")
     small.write(rows)
     assert len(list(small.ids("run-1"))) == 5_000
+
+
+def test_a_refused_row_is_not_waited_for(small: VerdictDatabase) -> None:
+    """A row that the database refuses for what it is will never be taken: no error of the kind that is waited for."""
+    with small._engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TRIGGER no BEFORE INSERT ON verdicts WHEN new.position = 3 BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+    with pytest.raises(FleetError, match="a row or a statement was refused") as caught:
+        small.write([(_verdict(i), GEN) for i in range(5)])
+    assert not passing(caught.value)
+    assert list(small.ids("run-1")) == []
 
 
 def test_a_locked_database_is_a_server_error_and_reads_go_on(small: VerdictDatabase, path: Path) -> None:

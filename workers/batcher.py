@@ -4,6 +4,7 @@ The device never waits for a batch to fill: it takes what is there, and while it
 """
 
 import math
+import os
 import threading
 import time
 from collections import deque
@@ -14,6 +15,7 @@ import structlog
 from msgspec import Struct
 
 from configs.errors import FleetError
+from routing.owner import STALLED
 from workers.engines import DeviceMemoryError, Engine, EngineAwayError
 from workers.progress import Progress
 
@@ -97,7 +99,7 @@ class Batcher:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the device thread after the batch in hand."""
+        """Ends the device thread after what waits for it."""
         with self._wake:
             self._ending = True
             self._wake.notify()
@@ -195,13 +197,18 @@ class Batcher:
         return scores
 
     def _run(self) -> None:
-        while slices := self._gather():
-            with self._progress.in_hand():
-                task = slices[0][0].alone
-                if task:
-                    self._serve_alone(slices[0][0], task)
-                else:
-                    self._serve(slices)
+        try:
+            while slices := self._gather():
+                with self._progress.in_hand():
+                    task = slices[0][0].alone
+                    if task:
+                        self._serve_alone(slices[0][0], task)
+                    else:
+                        self._serve(slices)
+        except Exception:
+            # Who waits for the device is not watched: without this thread all would wait for ever.
+            log.critical("the device thread failed, ending this process", exc_info=True)
+            os._exit(STALLED)
 
     def _serve_alone(self, work: _Work, task: Callable[[], None]) -> None:
         try:

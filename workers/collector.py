@@ -181,13 +181,22 @@ class CollectorStop(Stop):
             for source, t in tallies.items()
         ]
         with self._committing:
-            self._move_windows(claim, batches, standings, len(verdicts) - quarantined, quarantined)
+            over = self._move_windows(claim, batches, standings, len(verdicts) - quarantined, quarantined)
+        if over:
+            self._drop(standings)
+
+    def _drop(self, standings: list[Standing]) -> None:
+        """Lets the bytes of settled photos go; where that fails they stay, and their verdicts stand."""
         for standing in standings:
-            self._store.drop(standing.source, standing.stored)
+            try:
+                self._store.drop(standing.source, standing.stored)
+            except OSError as error:
+                log.warning("bytes stay in the photo store", source=standing.source, error=str(error))
 
     def _move_windows(
         self, claim: Claim, batches: list[Claimed], standings: list[Standing], verdicts: int, quarantined: int
-    ) -> None:
+    ) -> bool:
+        """Commits; whether these verdicts are over, be it by this commit or by one whose reply was lost."""
         try:
             committed = self.patiently(
                 lambda: self.owner.ledger.commit(
@@ -203,10 +212,11 @@ class CollectorStop(Stop):
         except Lost as lost:
             log.warning("commit refused", lost=len(lost.bids), batches=len(batches))
             self.windows.forget()
-            return
+            return not lost.fenced
         for scope, cells in committed.released.items():
             self.windows.extend(scope, cells)
         self._log()
+        return True
 
     def _pack(self, verdict: Verdict) -> str:
         """The verdict as its windows see it: cell|scope|scope... Few are distinct, so each is built once."""

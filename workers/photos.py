@@ -1,4 +1,7 @@
-"""From stored bytes to an engine's inputs: fetch, decode, prepare. In the claiming threads, beside the device's."""
+"""From stored bytes to an engine's inputs: fetch, decode, prepare.
+
+In the claiming threads, beside the device's; a suspect in the device's own.
+"""
 
 import io
 from collections.abc import Callable, Sequence

@@ -137,27 +137,35 @@ class Stop(ABC):
         begun_s = time.monotonic()
         worked = 0
         pending: list[Future[None]] = []
-        while True:
-            for done in [future for future in pending if future.done()]:
-                pending.remove(done)
-                done.result()
-            if not pending:
-                if self._enter():
-                    return worked, True
-                if self.ending.is_set():
-                    return worked, False
-                if time.monotonic() - begun_s > SHIFT_S:
-                    self.owner.doorbells.ring([self.name])
-                    return worked, False
-            takes = len(pending) < LIVE_CLAIMS and not self.ending.is_set()
-            claim = (
-                self._ask(lambda: self.owner.claim(self.name, self.max_items, bulk_share=LIVE_ONLY)) if takes else None
-            )
-            if claim and claim.batches:
-                pending.append(self._live.submit(self._work, claim))
-                worked += len(claim.batches)
-            else:
-                time.sleep(LIVE_LOOK_S)
+        try:
+            while True:
+                over = time.monotonic() - begun_s > SHIFT_S
+                for done in [future for future in pending if future.done()]:
+                    pending.remove(done)
+                    done.result()
+                if not pending:
+                    if self._enter():
+                        return worked, True
+                    if self.ending.is_set():
+                        return worked, False
+                    if over:
+                        self.owner.doorbells.ring([self.name])
+                        return worked, False
+                takes = len(pending) < LIVE_CLAIMS and not over and not self.ending.is_set()
+                claim = self._claim_live() if takes else None
+                if claim and claim.batches:
+                    pending.append(self._live.submit(self._work, claim))
+                    worked += len(claim.batches)
+                else:
+                    time.sleep(LIVE_LOOK_S)
+        finally:
+            # Only where one failed, or the next claim did: the others are waited for, and what they say is not lost.
+            for future in pending:
+                if error := future.exception():
+                    log.error("live work failed", stop=self.name, exc_info=error)
+
+    def _claim_live(self) -> Claim | None:
+        return self._ask(lambda: self.owner.claim(self.name, self.max_items, bulk_share=LIVE_ONLY))
 
     def _claim(self, attending: bool, last: bool) -> Claim | None:
         attend_ms = (0 if last else ATTEND_MS) if attending else -1

@@ -96,7 +96,7 @@ class TierStop(Stop):
         self._mark = Mark(owner.ledger, profile.tier(self._next) if self._next else None)
         self._load_inputs = load_inputs
         #: Photos are loaded together; a suspect is loaded and scored alone.
-        self._gate = Gate()
+        self._gate = Gate(progress)
         self.batcher = Batcher(engine, tier.max_batch, progress, profile.delivery.bulk_share)
 
     def work(self, claim: Claim) -> None:

@@ -26,6 +26,11 @@ _PROBLEMS: tuple[tuple[tuple[str, ...], type[FleetError], str], ...] = (
         ServerError,
         "somebody keeps it locked; end that process, then try again",
     ),
+    (
+        ("SQLITE_CONSTRAINT", "SQLITE_MISMATCH", "SQLITE_TOOBIG", "22", "23", "42"),
+        FleetError,
+        "a row or a statement was refused, which waiting does not heal: please report it",
+    ),
     (("SQLITE_NOTADB",), ConfigError, "the file is no SQLite database; choose another path"),
     (("SQLITE_CORRUPT",), ServerError, "the file is damaged; move it away and restore a copy"),
     (("SQLITE",), ServerError, "SQLite failed; try again"),

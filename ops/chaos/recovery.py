@@ -67,7 +67,7 @@ class Recoveries:
         for death in self._open:
             if death.stop == new.stop:
                 death.disturbed = new.disturbed = True
-        if claims:
+        if new.held:
             self._open.append(new)
 
     def server_died(self) -> None:

@@ -31,7 +31,7 @@ class Engine(Protocol):
         """Scores once at the size to come, so that the first photo is not the slow one."""
 
     def prepare(self, photo: Image.Image) -> Any:
-        """What score() takes, made from one decoded RGB photo. Runs in the claiming threads."""
+        """What score() takes, made from one decoded RGB photo. Runs in several threads."""
 
     def score(self, inputs: Sequence[Any]) -> Sequence[float | None]:
         """Raw logits, one an input, in their order; None: this model abstains. Runs in the device thread only.
