@@ -21,6 +21,9 @@ log = structlog.get_logger(__name__)
 #: What a broker that is away or full makes of a doorbell; kombu translates some of redis-py's errors and not others.
 UNHEARD = (OperationalError, redis.RedisError, OSError)
 
+#: How a broker says that there is no such queue.
+NOT_FOUND = "404"
+
 #: After a doorbell that could not be sent none is tried for so long: a try may wait for the broker.
 QUIET_S = 1.0
 
@@ -129,8 +132,10 @@ class Doorbells:
         connection, channel = self._counting
         try:
             return int(channel.queue_declare(queue=queue, passive=True).message_count)
-        except connection.channel_errors:
+        except connection.channel_errors as error:
             # kombu's Redis transport answers 404 for a queue that is empty. RabbitMQ closes the channel with its 404.
+            if str(getattr(error, "reply_code", "")) != NOT_FOUND:
+                raise OperationalError(str(error)) from error
             if not getattr(channel, "is_open", True):
                 self._forget()
             return 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import redis
 
 from ops.server import EmbeddedServer
-from routing.broker import Doorbells, make_app
+from routing.broker import Doorbells, make_app, queue_name
 from tests.small_fleet import FIRST, SECOND, small_profile
 
 
@@ -37,3 +37,11 @@ def test_counting_outlives_the_server(tmp_path: Path) -> None:
         assert doorbells.waiting([FIRST]) is None
         server.start()
         assert doorbells.waiting([FIRST]) == {FIRST: 1}
+
+
+def test_a_count_that_is_refused_is_not_nothing(server: EmbeddedServer, redis_client: redis.Redis) -> None:
+    """What the broker refuses to count is unknown, not empty, or more would be rung each second without a bound."""
+    doorbells = Doorbells(make_app(server.address, small_profile()))
+    assert doorbells.waiting([FIRST]) == {FIRST: 0}
+    redis_client.set(queue_name(FIRST), "no list")
+    assert doorbells.waiting([FIRST]) is None
