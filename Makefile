@@ -7,7 +7,7 @@ FLOWER_PORT ?= 5555
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run up test lint audit types layers unit bench chaos soak clean help
+.PHONY: run up test lint audit types layers unit faults bench chaos soak clean help
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -31,7 +31,7 @@ run: $(VENV)/run.stamp ## Run photos through a fleet on this machine: PHOTOS=DIR
 up: $(VENV)/run.stamp ## Supervise a fleet until Ctrl-C: PROFILE=demo
 	@$(BIN)/natix-fleet up --profile '$(PROFILE)' --flower-port $(FLOWER_PORT)
 
-test: lint types layers unit ## Everything that CI runs
+test: lint types layers unit ## Style, types, layers and tests
 
 # Not the tests: they assert, start processes and play the attacker, and that is all that bandit would say of them.
 lint: $(VENV)/dev.stamp ## Style, mistakes (ruff) and what attackers like (bandit)
@@ -51,6 +51,9 @@ layers: $(VENV)/dev.stamp ## Who may import whom (import-linter)
 
 unit: $(VENV)/dev.stamp ## The tests, on a real server that they start themselves
 	$(BIN)/python -m pytest
+
+faults: $(VENV)/dev.stamp ## The longer tests under faults; CI runs them after make test
+	$(BIN)/python -m pytest -m "faults and not slow"
 
 bench: $(VENV)/run.stamp ## Delivery, beside plain Celery: var/bench.json
 	$(BIN)/python -m ops.bench

@@ -49,6 +49,7 @@ def test_a_short_campaign_passes(tmp_path: Path, photos: tuple[Path, list[int]])
     assert result.quarantined == pytest.approx(result.admitted / CUT_EVERY, abs=SCENES / CUT_EVERY)
 
 
+@pytest.mark.faults
 def test_a_campaign_finds_a_broken_fleet(tmp_path: Path, photos: tuple[Path, list[int]]) -> None:
     """A collector that commits before its rows are written loses images to the kill between the two, and it is said."""
     folder, labels = photos

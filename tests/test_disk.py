@@ -71,6 +71,7 @@ def finish(fleet: SmallFleet, feeding: Feeding) -> None:
     audit(fleet.client).raise_for_problems()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("fsync", ["always", pytest.param("everysec", marks=pytest.mark.slow)])
 def test_under_the_server(tmp_path: Path, disk: Disk, fsync: Literal["always", "everysec"]) -> None:
     """The server refuses writes, or dies and is started again when there is space; workers and producer wait."""

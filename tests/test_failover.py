@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+import pytest
 import redis
 from msgspec import Struct
 
@@ -95,6 +96,7 @@ class Producer(threading.Thread):
         self.feed.run()
 
 
+@pytest.mark.faults
 def test_the_fleet_follows_its_master(tmp_path: Path) -> None:
     """Killed under load, its replica a second behind: all that a source which can replay admits ends exactly once."""
     with group(tmp_path) as servers:

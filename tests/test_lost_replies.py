@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import pytest
 import redis
 from msgspec.structs import replace
 
@@ -31,6 +32,7 @@ ODDS = {
 OFTEN = ("admit", "claim", "mark", "settle", "commit", "heartbeat", "tick")
 
 
+@pytest.mark.faults
 def test_lost_replies_cost_nothing_and_nobody_waits_for_ever(
     tmp_path: Path, server: EmbeddedServer, redis_client: redis.Redis
 ) -> None:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 from msgspec.structs import replace
 
@@ -46,6 +47,7 @@ def test_a_server_that_stands_still_makes_nobody_look_dead(tmp_path: Path) -> No
     assert (account.admitted, account.lost, account.counted_twice) == (3000, 0, 0)
 
 
+@pytest.mark.faults
 def test_a_deep_queue_rings_no_more_than_its_bells(
     tmp_path: Path, server: EmbeddedServer, redis_client: redis.Redis
 ) -> None:
@@ -70,6 +72,7 @@ def test_a_deep_queue_rings_no_more_than_its_bells(
     assert max(most.values()) <= MAX_DOORBELLS, most
 
 
+@pytest.mark.faults
 def test_a_worker_that_stood_still_is_fenced_and_reaps_nobody(
     tmp_path: Path, server: EmbeddedServer, redis_client: redis.Redis
 ) -> None:

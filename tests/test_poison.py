@@ -96,6 +96,7 @@ def test_poison_dies_as_often_as_max_faults_says(tmp_path: Path, server: Embedde
         assert fleet.account().balanced
 
 
+@pytest.mark.faults
 def test_a_device_that_hangs_gives_its_batches_back(
     tmp_path: Path, server: EmbeddedServer, redis_client: redis.Redis
 ) -> None:

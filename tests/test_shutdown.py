@@ -98,6 +98,7 @@ def paused(server: EmbeddedServer) -> Iterator[None]:
         os.kill(server.pid, signal.SIGCONT)
 
 
+@pytest.mark.faults
 def test_a_silent_server_is_not_waited_for(tmp_path: Path, server: EmbeddedServer, redis_client: redis.Redis) -> None:
     """Workers and collector, told to end while the server is silent, end within the bound; later nothing is lost."""
     # What they held runs apart later, one item at a time: not too slow.
@@ -112,6 +113,7 @@ def test_a_silent_server_is_not_waited_for(tmp_path: Path, server: EmbeddedServe
         require_balanced(fleet, redis_client, 3000)
 
 
+@pytest.mark.faults
 def test_a_second_ctrl_c_ends_a_worker_at_once(
     tmp_path: Path, server: EmbeddedServer, redis_client: redis.Redis
 ) -> None:
@@ -252,6 +254,7 @@ def test_a_producer_does_not_wait_for_a_silent_server(tmp_path: Path, server: Em
         audit(client).raise_for_problems()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_fleet_is_ended_under_load(tmp_path: Path, number: signal.Signals) -> None:
     """Ctrl-C twice: 130 at once; SIGTERM: drained, 0. The next fleet ends all. None leaves a process, killed too."""
@@ -290,6 +293,7 @@ def test_a_fleet_is_ended_under_load(tmp_path: Path, number: signal.Signals) -> 
             time.sleep(0.1)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("while_it", ["starts", "feeds"])
 def test_ctrl_c_twice_ends_a_run_at_once(tmp_path: Path, while_it: str) -> None:
     """Whether it starts or feeds: status 130 at once, and no process left."""

@@ -130,6 +130,7 @@ def test_what_must_not_stay_is_named(redis_client: redis.Redis) -> None:
     assert too_many(found, sources=0, scopes=5, tiers=2) == {"b": 2, "ready": 1, "src": 1}
 
 
+@pytest.mark.faults
 def test_a_short_soak(tmp_path: Path) -> None:
     """Real processes, paced; the account balances, the ledger is drained, the result is written and decodes."""
     (tmp_path / "var").mkdir()

@@ -168,6 +168,7 @@ def test_workers_of_another_profile_are_refused(box: Box) -> None:
     assert "runs another profile" in output
 
 
+@pytest.mark.faults
 def test_the_fleet_restarts_while_it_works(box: Box) -> None:
     """restart replaces every process under load, a tier's by one that is ready, and says so; nothing is lost."""
     before = box.status()
