@@ -39,8 +39,6 @@ STUCK_S = 120.0
 SAY_EVERY_S = 15.0
 #: A killed server stays away for so long.
 SERVER_AWAY_S = 0.5
-#: Recovery from a worker's death must not take longer.
-RECOVERY_WITHIN_S = 15.0
 
 
 class Settings(Struct, frozen=True):
@@ -50,6 +48,8 @@ class Settings(Struct, frozen=True):
     images: int
     kills: int
     fsync: Literal["always", "everysec"]
+    #: Recovery from a worker's death must not take longer, where nothing disturbs it.
+    recovery_within_s: float = 15.0
 
 
 class Campaign:
@@ -236,8 +236,8 @@ class Campaign:
             account = settle_account(self._journals(), database, self._ledger, before)
         problems = [*self._problems, *account.problems, *recount(self._database, self._ledger, self._labels)]
         undisturbed = recovery(self._recoveries.undisturbed_s)
-        if undisturbed.max > RECOVERY_WITHIN_S:
-            problems.append(f"recovery took {undisturbed.max} s, more than {RECOVERY_WITHIN_S:g} s")
+        if undisturbed.max > (within_s := self._settings.recovery_within_s):
+            problems.append(f"recovery took {undisturbed.max} s, more than {within_s:g} s")
         counters = self._ledger.snapshot([]).account
         return Result(
             admitted=account.admitted,
