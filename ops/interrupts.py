@@ -32,4 +32,5 @@ class Interrupts:
             yield self
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                # Who was interrupted is about to end: one more Ctrl-C must not change the status that it ends with.
+                signal.signal(number, signal.SIG_IGN if self.count and number == signal.SIGINT else handler)
