@@ -1,6 +1,7 @@
 """A real server for the whole session, and a clean ledger on it for each test."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ from routing.ledger import Ledger
 
 if TYPE_CHECKING:
     from tests.ledgers import Clock
+    from tests.test_stops import Fleet
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,3 +56,18 @@ def clock() -> "Clock":
 def ledger(redis_client: redis.Redis, clock: "Clock") -> Ledger:
     """An empty ledger whose time is the clock fixture's."""
     return Ledger(redis_client, clock_us=clock)
+
+
+@pytest.fixture
+def fleet(server: EmbeddedServer, redis_client: redis.Redis, tmp_path: Path) -> "Iterator[Fleet]":
+    """Stops of a small fleet in this process, as a test starts them; at the end the ledger is sound."""
+    from routing.audit import audit
+    from tests.test_stops import Fleet
+    from workers.verdicts import VerdictDatabase
+
+    with VerdictDatabase(f"sqlite:///{tmp_path / 'v.db'}") as database:
+        fleet = Fleet(server, redis_client, database)
+        yield fleet
+        for stop in fleet.started:
+            stop.batcher.stop()
+        audit(redis_client).raise_for_problems()

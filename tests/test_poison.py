@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,16 +114,6 @@ def test_a_device_that_hangs_gives_its_batches_back(
     assert account.balanced, account.problems
     assert (account.verdicts, account.lost, account.counted_twice) == (100, 0, 0)
     audit(redis_client).raise_for_problems()
-
-
-@pytest.fixture
-def fleet(server: EmbeddedServer, redis_client: Any, tmp_path: Path) -> Iterator[Fleet]:
-    with VerdictDatabase(f"sqlite:///{tmp_path / 'v.db'}") as database:
-        fleet = Fleet(server, redis_client, database)
-        yield fleet
-        for stop in fleet.started:
-            stop.batcher.stop()
-        audit(redis_client).raise_for_problems()
 
 
 def test_only_the_suspect_that_runs_is_marked(fleet: Fleet) -> None:

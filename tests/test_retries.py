@@ -2,8 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -13,8 +12,6 @@ import redis
 import tests.test_stops
 from configs.errors import ConfigError
 from configs.profile import Delivery, parse_profile
-from ops.server import EmbeddedServer
-from routing.audit import audit
 from routing.broker import stops
 from routing.messages import decode_items
 from tests.fault_engines import FaultEngine
@@ -23,17 +20,6 @@ from workers.engines import DeviceMemoryError, EngineAwayError
 from workers.overload import Mark
 from workers.progress import Progress
 from workers.tier import TierStop
-from workers.verdicts import VerdictDatabase
-
-
-@pytest.fixture
-def fleet(server: EmbeddedServer, redis_client: Any, tmp_path: Path) -> Iterator[Fleet]:
-    with VerdictDatabase(f"sqlite:///{tmp_path / 'v.db'}") as database:
-        fleet = Fleet(server, redis_client, database)
-        yield fleet
-        for stop in fleet.started:
-            stop.batcher.stop()
-        audit(redis_client).raise_for_problems()
 
 
 def with_profile(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> None:

@@ -1,7 +1,7 @@
 """Tiers and the collector at work on a real ledger, without Celery around them."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from configs.profile import Delivery, Profile, Tier
 from ops.account import ring_counts
 from ops.server import EmbeddedServer
 from routing.address import parse_address
-from routing.audit import audit
 from routing.batches import item_batch
 from routing.broker import Doorbells, make_app, stops
 from routing.ledger import Ledger
@@ -91,16 +90,6 @@ class Fleet:
 
     def rows(self, source: str) -> dict[int, dict[str, Any]]:
         return {i: row for i in self.database.ids(source) if (row := self.database.row(source, i))}
-
-
-@pytest.fixture
-def fleet(server: EmbeddedServer, redis_client: Any, tmp_path: Path) -> Iterator[Fleet]:
-    with VerdictDatabase(f"sqlite:///{tmp_path / 'v.db'}") as database:
-        fleet = Fleet(server, redis_client, database)
-        yield fleet
-        for stop in fleet.started:
-            stop.batcher.stop()
-        audit(redis_client).raise_for_problems()
 
 
 def photos(n: int, source: str = "s-1", **changes: Any) -> list[Item]:

@@ -80,29 +80,15 @@ def _report(always: Result, everysec: Result, twin: Result, seconds: float) -> R
         ]
     if twin.kills.get(Window.POP_IN_FLIGHT, 0) and not twin.lost:
         problems.append("the twin lost nothing: the kills at its window do not hit, so the campaign proves nothing")
-    return Report(
-        admitted=always.admitted,
-        verdicts=always.verdicts,
-        quarantined=always.quarantined,
-        lost=always.lost,
-        counted_twice=always.counted_twice,
-        fenced=always.fenced,
-        kills=always.kills,
-        recovery_s=always.recovery_s,
-        seconds=round(seconds, 1),
-        seed=always.seed,
-        fsync=always.fsync,
-        always=always,
-        everysec=everysec,
-        twin=twin,
-        passed=always.passed and everysec.passed and not problems,
-        problems=problems,
-    )
+    own = {name: getattr(always, name) for name in Result.__struct_fields__} | {"problems": problems}
+    return Report(**own, everysec=everysec, twin=twin, all_seconds=round(seconds, 1))
 
 
 def _table(report: Report) -> Table:
-    results = (report.always, report.everysec, report.twin)
-    table = Table("", "fsync always", "fsync everysec", "twin", title=f"seed {report.seed}, {report.seconds:,.0f} s")
+    results: tuple[Result, ...] = (report, report.everysec, report.twin)
+    table = Table(
+        "", "fsync always", "fsync everysec", "twin", title=f"seed {report.seed}, {report.all_seconds:,.0f} s"
+    )
     for name in ("admitted", "verdicts", "quarantined", "lost", "counted_twice", "fenced", "reaped", "reconciled"):
         table.add_row(name.replace("_", " "), *(f"{getattr(result, name):,}" for result in results))
     table.add_row("undone by the server", *(f"{result.undone_by_server:,}" for result in results))

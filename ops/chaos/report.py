@@ -57,23 +57,17 @@ class Result(Struct, frozen=True, kw_only=True):
         return not self.problems and self.lost == 0 and self.counted_twice == 0
 
 
-class Report(Struct, frozen=True, kw_only=True):
-    """var/chaos.json: the campaign under fsync always, the shorter one under everysec, and the twin."""
+class Report(Result, frozen=True, kw_only=True):
+    """var/chaos.json: the campaign under fsync always, and with it the shorter one under everysec and the twin.
 
-    admitted: int
-    verdicts: int
-    quarantined: int
-    lost: int
-    counted_twice: int
-    fenced: int
-    kills: dict[str, int]
-    recovery_s: Recovery
-    seconds: float
-    seed: int
-    fsync: str
-    always: Result
+    ``problems`` are those of all three; ``seconds`` are the campaign's own.
+    """
+
     everysec: Result
     twin: Result
-    passed: bool
-    #: Why not.
-    problems: list[str]
+    all_seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Both campaigns lost nothing, counted nothing twice, and nothing disagrees."""
+        return not self.problems and all(r.lost == r.counted_twice == 0 for r in (self, self.everysec))
