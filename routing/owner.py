@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import redis
 import structlog
+from msgspec.structs import replace
 
 from configs.errors import ConfigError, MessageError
 from configs.profile import ROUTE, Profile
@@ -267,6 +268,8 @@ class Owner:
                 children.append(again(batch, ROUTE, now_ms + UNREADABLE_MS))
                 continue
             known = any(tier.name == batch.came_from for tier in self.profile.tiers)
+            # A suspect stays one, with the deaths that it caused: among others it would make suspects of them.
+            items = [replace(x, faults=x.faults + batch.deaths.get(i, 0)) for i, x in enumerate(items)]
             back = [item for item in items if known and not 0 < item.deadline_ms <= now_ms]
             ended = [
                 settle_held(i, now_ms, "deadline" if 0 < i.deadline_ms <= now_ms else "no-tier")
@@ -274,7 +277,7 @@ class Owner:
                 if not known or 0 < i.deadline_ms <= now_ms
             ]
             if back:
-                children.append(item_batch(back, batch.came_from, batch.lane))
+                children.append(item_batch(back, batch.came_from, batch.lane, apart=batch.apart))
             if ended:
                 children.append(verdict_batch(ended, batch.lane))
         return children

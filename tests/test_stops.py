@@ -16,8 +16,8 @@ from ops.server import EmbeddedServer
 from routing.address import parse_address
 from routing.batches import item_batch
 from routing.broker import Doorbells, make_app, stops
-from routing.ledger import Ledger
-from routing.messages import Child, Item
+from routing.ledger import Ledger, new_id
+from routing.messages import Child, Item, decode_items
 from routing.owner import Owner
 from routing.patience import StoreAwayError, passing
 from routing.store import FilePhotos, ServerPhotos
@@ -255,6 +255,26 @@ def test_a_routed_batch_gives_back_what_is_not_overdue(fleet: Fleet) -> None:
     rows = fleet.rows("s-1")
     assert (rows[0]["reason"], rows[0]["p"]) == ("deadline", None)
     assert (rows[1]["reason"], rows[1]["tier"]) == ("", "first")
+
+
+def test_a_routed_suspect_stays_a_suspect(fleet: Fleet) -> None:
+    """What the route stop gives back of a batch that runs apart still does, and keeps the deaths that it caused."""
+    soon_ms, later_ms = int(time.time() * 1000) + 50, int(time.time() * 1000) + 60_000
+    items = [replace(item, deadline_ms=ms) for item, ms in zip(photos(2), (soon_ms, later_ms), strict=True)]
+    fleet.admit(items)
+    for _ in range(2):
+        dying = new_id()
+        fleet.ledger.enlist(dying, PROFILE.digest())
+        (batch,) = fleet.ledger.claim("first", dying, new_id(), 10).batches
+        if batch.apart:
+            fleet.ledger.mark(dying, batch, 1)
+        fleet.ledger.reap(dying, 0)
+    time.sleep(0.1)
+    fleet.ledger.tick(stops(PROFILE))
+    fleet.owner._route()
+    (back,) = fleet.owner.claim("first", 10).batches
+    assert back.apart
+    assert [(item.position, item.faults) for item in decode_items(back.blob)] == [(1, 1)]
 
 
 def test_a_batch_claimed_too_often_is_given_up(fleet: Fleet) -> None:
