@@ -22,12 +22,13 @@ from ops.lock import RunLock
 from ops.progress import Display, Progress, look
 from ops.report import Report, make_report, write_report
 from ops.report_text import LOG_WIDTH, print_report
-from ops.serve import DATABASE
+from ops.serve import COLLECTOR_STALL_S, DATABASE
 from ops.server import EmbeddedServer
 from ops.supervisor import POLL_INTERVAL_S, Supervisor
 from producers.admitted import read_journal
 from producers.sources import open_source
 from routing.address import ServerAddress, address_from_environment
+from routing.command import INTERRUPTED
 from routing.ledger import Ledger, new_id
 from routing.patience import passing
 from routing.server_check import require_server
@@ -39,12 +40,6 @@ REPORT_FILE = Path("var/report.json")
 #: Of this run: logs, journal, verdicts, the embedded server's data. Emptied when the next run begins.
 RUN_FOLDER = Path("var/run")
 PRODUCER = "producer"
-
-#: No progress for this long: the collector ends itself.
-COLLECTOR_STALL_S = 60.0
-
-#: The exit status of what Ctrl-C ended, as a shell gives it.
-INTERRUPTED = 130
 
 
 def still_s(profile: Profile) -> float:

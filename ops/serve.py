@@ -32,6 +32,8 @@ READY_FILE = "NATIX_FLEET_READY_FILE"
 DATABASE = "NATIX_FLEET_DATABASE"
 #: One decodes while the other waits for the disk.
 COLLECTOR_THREADS = 2
+#: No progress for this long: the collector ends itself.
+COLLECTOR_STALL_S = 60.0
 
 
 def database_url(profile: Profile) -> str:
@@ -97,7 +99,14 @@ def serve_collector(profile: Profile) -> None:
     progress = Progress()
     address, client = _server()
     app = make_app(address, profile)
-    owner = Owner(Ledger(client), profile, Doorbells(app), stops(profile), stalled_s=progress.stalled_s, stall_s=60.0)
+    owner = Owner(
+        Ledger(client),
+        profile,
+        Doorbells(app),
+        stops(profile),
+        stalled_s=progress.stalled_s,
+        stall_s=COLLECTOR_STALL_S,
+    )
     stop = CollectorStop(profile, database, open_store(profile.photos.store, client), owner, progress)
     owner.standby = Standby(stop.name, stop.serve)
     owner.start()

@@ -135,9 +135,9 @@ class Campaign:
             if kill.window:
                 self._windows.arm(kill.window)
             elif kill.target == SERVER:
-                self._kill_server()
+                self._kill_server(kill)
             else:
-                self._kill_process(kill.target)
+                self._kill_process(kill)
             if time.monotonic() - said_s > SAY_EVERY_S:
                 said_s = time.monotonic()
                 self._say(f"{self._kills.total()} of {len(plan)} kills, {self._ended():,} images ended")
@@ -155,21 +155,21 @@ class Campaign:
     def _pid(self, name: str) -> int | None:
         return next(state.pid for state in self._supervisor.states if state.name == name)
 
-    def _kill_process(self, name: str) -> None:
-        pid = self._pid(name)
+    def _kill_process(self, kill: Kill) -> None:
+        pid = self._pid(kill.target)
         if pid is None:
-            raise RuntimeError(f"{name} does not run")
+            raise RuntimeError(f"{kill.target} does not run")
         os.kill(pid, signal.SIGKILL)
-        self._died(f"random:{name}", pid)
+        self._died(kill.kind, pid)
 
     def _died(self, kind: str, pid: int) -> None:
         self._kills[kind] += 1
         self._recoveries.died(self._names.get(pid, "?"), pid, time.monotonic())
         self._audit(f"after a kill, {kind}")
 
-    def _kill_server(self) -> None:
+    def _kill_server(self, kill: Kill) -> None:
         self._server.kill()
-        self._kills[f"random:{SERVER}"] += 1
+        self._kills[kill.kind] += 1
         self._recoveries.server_died()
         acknowledged = self._journal_ends()
         time.sleep(SERVER_AWAY_S)
