@@ -42,10 +42,11 @@ class RestartRequests:
         self._waiting += 1
 
     def take(self) -> bool:
-        """Whether a restart is asked for; said once."""
-        asked, self._waiting = self._waiting > 0, 0
-        self._going_on = self._going_on or asked
-        return asked
+        """Whether a restart is to begin; who asks while one goes on gets another after it."""
+        if self._going_on or not self._waiting:
+            return False
+        self._waiting, self._going_on = 0, True
+        return True
 
     def tell(self, events: Sequence[Event]) -> None:
         """Writes down what happened since, for whoever asked."""
@@ -53,6 +54,9 @@ class RestartRequests:
         for event in events if self._going_on else ():
             if event.child == FLEET:
                 self._going_on = False
+                if self._waiting:
+                    # Who asked meanwhile waits for the end of the next one.
+                    continue
             elif event.what not in _EVENTS:
                 continue
             lines.append(f"{event.child} {event.what}: {event.detail}\n")

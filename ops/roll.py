@@ -44,11 +44,10 @@ class Roll:
 
     def step(self, now: float) -> bool:
         """Goes on as far as it can without waiting; False once it is over."""
-        if self._old is None:
+        new, old = self._new, self._old
+        if new is None or old is None:
             return self._begin(now)
-        if self._new is self._old:
-            return self._in_place()
-        return self._overlapping(now)
+        return self._in_place() if new is old else self._overlapping(new, old, now)
 
     def _begin(self, now: float) -> bool:
         while self._todo:
@@ -82,10 +81,7 @@ class Roll:
         # Draining, waiting and starting are its way.
         return self._next() if running.phase == "ready" else True
 
-    def _overlapping(self, now: float) -> bool:
-        new, old = self._new, self._old
-        if new is None or old is None:
-            return self._next()
+    def _overlapping(self, new: Running, old: Running, now: float) -> bool:
         if self._children[self._todo[0]] is new:
             return self._next() if old.pid is None else True
         if new.pid is None:
