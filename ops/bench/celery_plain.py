@@ -8,8 +8,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence  # noqa: TC003 - Celery reads a task's annotations
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from celery import Celery, signals
 from kombu.entity import Queue
@@ -26,14 +27,16 @@ DONE_KEY = "bench:plain:done"
 REPORT_EVERY = 50
 
 
-def make_app(address: ServerAddress, prefetch: int) -> Celery:
-    """Celery as its documentation advises for work that must not be lost."""
-    app = Celery("plain")
+def careful_app(
+    name: str, address: ServerAddress, queues: Sequence[str], prefetch: int, transport_options: Mapping[str, Any]
+) -> Celery:
+    """Celery as its documentation advises for work that must not be lost; the first queue is the default one."""
+    app = Celery(name)
     app.conf.update(
         broker_url=address.broker_url,
-        broker_transport_options=address.broker_options["transport_options"],
-        task_queues=[Queue(name) for name in HOPS],
-        task_default_queue=HOPS[0],
+        broker_transport_options=address.broker_options["transport_options"] | transport_options,
+        task_queues=[Queue(queue) for queue in queues],
+        task_default_queue=queues[0],
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         task_ignore_result=True,
@@ -42,6 +45,12 @@ def make_app(address: ServerAddress, prefetch: int) -> Celery:
         worker_hijack_root_logger=False,
         broker_connection_retry_on_startup=True,
     )
+    return app
+
+
+def make_app(address: ServerAddress, prefetch: int) -> Celery:
+    """The plain fleet's application with its three tasks."""
+    app = careful_app("plain", address, HOPS, prefetch, {})
 
     @app.task(name=HOPS[0])
     def first(position: int, label: int) -> None:

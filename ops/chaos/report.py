@@ -27,29 +27,29 @@ class Result(Struct, frozen=True, kw_only=True):
 
     admitted: int
     verdicts: int
-    quarantined: int
+    quarantined: int = 0
     lost: int
     counted_twice: int
     #: Settles and commits that the ledger refused, for another held the batch by then.
-    fenced: int
+    fenced: int = 0
     #: By window, or "random:PROCESS".
     kills: dict[str, int]
     #: Of deaths whose recovery no other kill at that stop, or of the server, disturbed.
-    recovery_s: Recovery
+    recovery_s: Recovery = recovery(())
     #: Of the others.
-    recovery_disturbed_s: Recovery
+    recovery_disturbed_s: Recovery = recovery(())
     seconds: float
     seed: int
     fsync: str
     #: Audits of the whole ledger (invariants A to C), one after each kill and one at the end.
-    audits: int
+    audits: int = 0
     #: Positions that the server had acknowledged and a kill of it undid; their source was fed again.
-    undone_by_server: int
+    undone_by_server: int = 0
     #: Owners found dead, and claims whose reply was lost.
-    reaped: int
-    reconciled: int
+    reaped: int = 0
+    reconciled: int = 0
     #: One line for each disagreement.
-    problems: list[str]
+    problems: list[str] = []
 
     @property
     def passed(self) -> bool:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
-from kombu.entity import Queue
 
-from ops.bench.celery_plain import work
+from ops.bench.celery_plain import careful_app, work
 from ops.chaos.process import die_popping
-from ops.chaos.report import Result, recovery
+from ops.chaos.report import Result
 from ops.chaos.windows import Windows
 from ops.child import Backoff, Child
 from ops.serve import READY_FILE
@@ -35,22 +34,13 @@ STILL_S = 15.0
 
 
 def make_app(address: ServerAddress) -> Celery:
-    """Celery as its documentation advises for work that must not be lost."""
-    app = Celery("twin")
-    app.conf.update(
-        broker_url=address.broker_url,
-        broker_transport_options=address.broker_options["transport_options"]
-        | {"visibility_timeout": VISIBILITY_TIMEOUT_S, "unacked_restore_interval": 1, "unacked_restore_throttle": 1},
-        task_queues=[Queue(QUEUE)],
-        task_default_queue=QUEUE,
-        task_acks_late=True,
-        task_reject_on_worker_lost=True,
-        task_ignore_result=True,
-        worker_prefetch_multiplier=1,
-        worker_send_task_events=False,
-        worker_hijack_root_logger=False,
-        broker_connection_retry_on_startup=True,
-    )
+    """The twin's application with its one task."""
+    redelivery = {
+        "visibility_timeout": VISIBILITY_TIMEOUT_S,
+        "unacked_restore_interval": 1,
+        "unacked_restore_throttle": 1,
+    }
+    app = careful_app("twin", address, [QUEUE], 1, redelivery)
     client = address.connect()
 
     @app.task(name=QUEUE)
@@ -106,21 +96,12 @@ def run_twin(folder: Path, seed: int) -> Result:
     return Result(
         admitted=IMAGES,
         verdicts=len(runs),
-        quarantined=0,
         lost=IMAGES - len(runs),
         counted_twice=sum(int(n) > 1 for n in runs.values()),
-        fenced=0,
         kills={str(Window.POP_IN_FLIGHT): kills},
-        recovery_s=recovery([]),
-        recovery_disturbed_s=recovery([]),
         seconds=round(seconds, 1),
         seed=seed,
         fsync="always",
-        audits=0,
-        undone_by_server=0,
-        reaped=0,
-        reconciled=0,
-        problems=[],
     )
 
 
