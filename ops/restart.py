@@ -52,7 +52,8 @@ class RestartRequests:
         """Writes down what happened since, for whoever asked."""
         lines = []
         for event in events if self._going_on else ():
-            if event.child == FLEET:
+            # By both: a tier may be called so.
+            if event.child == FLEET and event.what not in _EVENTS:
                 self._going_on = False
                 if self._waiting:
                     # Who asked meanwhile waits for the end of the next one.

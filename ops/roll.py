@@ -8,7 +8,7 @@ from configs.errors import FleetError
 from ops.child import Running
 
 #: In events of a whole roll, in place of a child's name.
-FLEET = "the fleet"
+FLEET = "fleet"
 
 
 class Roll:

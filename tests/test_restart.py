@@ -33,3 +33,13 @@ def test_a_request_during_a_restart_is_another_restart(tmp_path: Path) -> None:
     requests.tell([Event("w", "replaced", "2"), Event(FLEET, "restarted", "1 processes")])
     assert (tmp_path / TOLD).read_text().splitlines()[-1] == f"{FLEET} restarted: 1 processes"
     assert not requests.take()
+
+
+def test_a_tier_may_be_called_fleet(tmp_path: Path) -> None:
+    """What happens to a process of the name that stands for the whole is not taken for the end of the restart."""
+    requests = RestartRequests(tmp_path)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert requests.take()
+    requests.tell([Event(FLEET, "started", "pid 1"), Event(FLEET, "replaced", "by pid 1")])
+    requests.tell([Event("w", "replaced", "by pid 2")])
+    assert (tmp_path / TOLD).read_text().splitlines()[-1] == "w replaced: by pid 2"

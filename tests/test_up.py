@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ops.roll import FLEET
 from producers.scenes import DEMO_SEEDS, render
 
 ROOT = Path(__file__).parents[1]
@@ -185,7 +184,7 @@ def test_the_fleet_restarts_while_it_works(box: Box) -> None:
     assert [line.split(":")[0] for line in said.splitlines()] == [
         *(f"collector {what}" for what in ("draining", "started", "ready", "replaced")),
         *(f"{tier} {what}" for tier in ("scout-s", "scout-m") for what in ("started", "ready", "draining", "replaced")),
-        f"{FLEET} restarted",
+        "fleet restarted",
     ]
     now = box.wait_for("ended", before["ended"] + 80)
     assert now["quarantined"] == before["quarantined"]
