@@ -66,7 +66,7 @@ class Book:
                 single[key] = dict(_pairs(content))
         self.later = single.get("later", {})
         self.due = single.get("due", {})
-        self.quarantine = single.get("quarantine", {})
+        self.quarantine = single.get("voids", {})
         self.owners = single.get("owners", {})
         self.acct = Counter({name: int(n) for name, n in single.get("acct", {}).items()})
         self.rings = Counter({scope: int(n) for scope, n in single.get("rings", {}).items()})

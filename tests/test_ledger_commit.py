@@ -137,7 +137,7 @@ def test_a_void_takes_its_slot_and_its_bytes_stay_a_while(
     assert collect(ledger, owner).released == {"all": b"3", "subnet": b"3-"}
     assert redis_client.exists(PREFIX + "img:s:0") == 0
     assert 0 < redis_client.ttl(PREFIX + "img:s:1") <= 100
-    assert redis_client.zrange(PREFIX + "quarantine", 0, -1) == [b"s:1"]
+    assert redis_client.zrange(PREFIX + "voids", 0, -1) == [b"s:1"]
     assert (field(redis_client, "acct", "verdicts"), field(redis_client, "acct", "quarantined")) == (1, 1)
 
 

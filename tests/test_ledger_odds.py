@@ -76,7 +76,7 @@ def test_thousands_of_photos_go_through_one_call(ledger: Ledger, redis_client: r
     verdicts = [judged(item, None if item.position % 2 else 0.9) for item in items]
     ledger.settle(owner, take(ledger, owner), [verdict_batch(verdicts, "bulk")])
     assert len(collect(ledger, owner).released["subnet"]) == 9000
-    assert redis_client.zcard(PREFIX + "quarantine") == 4500
+    assert redis_client.zcard(PREFIX + "voids") == 4500
     audit(redis_client).raise_for_problems()
 
 

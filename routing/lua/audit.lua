@@ -3,7 +3,7 @@
 -- The whole ledger at one moment, for tests and runs under faults. It uses KEYS: never on a fleet at work.
 local reply = {}
 for _, key in ipairs(call('KEYS', K .. '*')) do
-  local kind, content = call('TYPE', key).ok, nil
+  local kind, content = call('TYPE', key).ok, ''
   if string.sub(key, 1, #K + 4) == K .. 'img:' then
     kind, content = 'photo', call('PTTL', key)
   elseif kind == 'hash' then
@@ -12,7 +12,7 @@ for _, key in ipairs(call('KEYS', K .. '*')) do
     content = call('ZRANGE', key, 0, -1, 'WITHSCORES')
   elseif kind == 'list' then
     content = call('LRANGE', key, 0, -1)
-  else
+  elseif kind == 'string' then
     content = call('GET', key)
   end
   reply[#reply + 1] = { string.sub(key, #K + 1), kind, content }

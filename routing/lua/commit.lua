@@ -167,15 +167,15 @@ for _, group in ipairs(groups) do
     voids[#voids + 1] = source .. ':' .. int(pos)
   end
   fallen = fallen + #group[5]
-  in_chunks('ZADD', K .. 'quarantine', voids)
+  in_chunks('ZADD', K .. 'voids', voids)
   for _, pos in ipairs(group[6]) do going[#going + 1] = prefix .. int(pos) end
   for first = 1, #going, 1000 do call('UNLINK', unpack(going, first, math.min(first + 999, #going))) end
   for _, pos in ipairs(group[7]) do call('EXPIRE', prefix .. int(pos), keep_s) end
 end
 
 -- Their bytes went as long ago. A commit takes out more than it brings, so that quarantine cannot grow over its time.
-local over = call('ZRANGEBYSCORE', K .. 'quarantine', '-inf', int(now_ms), 'LIMIT', 0, 1000 + fallen)
-in_chunks('ZREM', K .. 'quarantine', over)
+local over = call('ZRANGEBYSCORE', K .. 'voids', '-inf', int(now_ms), 'LIMIT', 0, 1000 + fallen)
+in_chunks('ZREM', K .. 'voids', over)
 
 for _, kind in pairs(kinds) do
   for _, ring in ipairs(kind.rings) do ring.counts[kind.cell] = (ring.counts[kind.cell] or 0) + kind.n end

@@ -3,7 +3,7 @@
 local dropped = 0
 for _, id in ipairs(ARGV) do
   -- The bytes of a photo that is on its way, or was sent on it once more, stay.
-  if call('ZREM', K .. 'quarantine', id) == 1 then
+  if call('ZREM', K .. 'voids', id) == 1 then
     dropped = dropped + 1
     call('UNLINK', K .. 'img:' .. id)
   end

@@ -20,7 +20,7 @@
 -- cnt:<scope>         hash  all-time counts by cell
 -- acct                hash  order admitted verdicts quarantined fenced late reconciled reaped dangling brief   brief: admitted of
 --                           sources with keep_s
--- quarantine          zset  "S:pos" of a void -> until (ms); replay and drop take it out, commits those whose time is over
+-- voids               zset  "S:pos" of a void -> until (ms); replay and drop take it out, commits those whose time is over
 -- tally:<tier>        hash  scored settled escalated abstained device_us
 -- profile             string  digest of the profile that the living owners run
 --

@@ -6,9 +6,9 @@ local now, source, position = now_us(ARGV[1]), ARGV[2], ARGV[3]
 local id = source .. ':' .. position
 -- Asked again after a lost reply.
 if call('EXISTS', K .. 'b:' .. ARGV[5]) == 1 then return { 'ok' } end
-if not call('ZSCORE', K .. 'quarantine', id) then return { 'gone' } end
+if not call('ZSCORE', K .. 'voids', id) then return { 'gone' } end
 if ARGV[4] == '1' and call('EXISTS', K .. 'img:' .. id) == 0 then return { 'missing' } end
-call('ZREM', K .. 'quarantine', id)
+call('ZREM', K .. 'voids', id)
 call('PERSIST', K .. 'img:' .. id)
 call('HINCRBY', K .. 'acct', 'quarantined', -1)
 local order = call('HINCRBY', K .. 'acct', 'order', 1) - 1
