@@ -501,7 +501,7 @@ def test_a_dropped_photo_leaves_the_profiles_store(
     store = FilePhotos(f"file://{here}/store")
     store.put("s", [(3, b"bytes"), (4, b"others")])
     if kept:
-        redis_client.zadd(PREFIX + "quarantine", {"s:3": 2e15})
+        redis_client.zadd(PREFIX + "voids", {"s:3": 2e15})
     (here / "mine.toml").write_text(f'{PROFILE}[photos]\nstore = "file://{here}/store"\n')
     done = run(*FLEET, "quarantine", "drop", "s:3", "--profile", "mine.toml", REDIS_URL=server.url)
     assert done.returncode == (0 if kept else SourceError.exit_status), done.stderr
