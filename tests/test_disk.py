@@ -98,6 +98,7 @@ def test_under_the_server(tmp_path: Path, disk: Disk, fsync: Literal["always", "
         assert {state.name: state.pid for state in fleet.supervisor.states} == pids, "a process ended itself"
 
 
+@pytest.mark.faults
 def test_under_the_verdicts_and_the_journal(
     tmp_path: Path, disk: Disk, server: EmbeddedServer, redis_client: redis.Redis
 ) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import redis
 
 from ops.server import EmbeddedServer
@@ -12,6 +13,7 @@ from tests.small_fleet import SmallFleet
 IN_WORKERS = (Window.CLAIM_SETTLE, Window.SETTLE_DOORBELL, Window.IN_TRANSACTION, Window.INSERT_COMMIT)
 
 
+@pytest.mark.faults
 def test_a_kill_in_each_window_of_the_workers_costs_nothing(
     tmp_path: Path, server: EmbeddedServer, redis_client: redis.Redis
 ) -> None:

@@ -97,6 +97,7 @@ def watch(fleet: SmallFleet, for_s: float) -> None:
     fleet.until(lambda: time.monotonic() > end_s, within_s=for_s + 30)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("stopped_s", [5, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_server_that_says_nothing(fleet: SmallFleet, stopped_s: int) -> None:
     """Stopped by SIGSTOP at work, it makes nobody end or look dead; all go on when it does."""
@@ -111,6 +112,7 @@ def test_a_server_that_says_nothing(fleet: SmallFleet, stopped_s: int) -> None:
     fleet.until(lambda: not feeding.is_alive() and fleet.done())
 
 
+@pytest.mark.faults
 def test_a_server_that_restarts(fleet: SmallFleet) -> None:
     """Stopped in good order and started again seconds later, it costs nothing."""
     feeding = at_work(fleet, "restarts")
@@ -120,6 +122,7 @@ def test_a_server_that_restarts(fleet: SmallFleet) -> None:
     fleet.until(lambda: not feeding.is_alive() and fleet.done())
 
 
+@pytest.mark.faults
 def test_a_server_that_is_read_only_for_a_while(fleet: SmallFleet) -> None:
     """As the replica of a dead master it refuses all writes; made a master again, it finds everybody waiting."""
     feeding = at_work(fleet, "read-only")

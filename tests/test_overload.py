@@ -24,6 +24,7 @@ SLOW = {FIRST: Faults(slow_s=0.2)}
 COUNT = 1600
 
 
+@pytest.mark.faults
 def test_a_fast_producer_waits(tmp_path: Path) -> None:
     """The server's memory stays under its bound, the producer waits and says so, nothing is evicted or lost."""
     profile = small_profile()

@@ -20,6 +20,7 @@ from tests.small_fleet import FIRST, Faults, SmallFleet, small_profile
 LEASE_S = small_profile().delivery.lease_s
 
 
+@pytest.mark.faults
 def test_a_server_that_stands_still_makes_nobody_look_dead(tmp_path: Path) -> None:
     """Expects nobody reaped and no process ended by a server that stood still for two leases under load."""
     with EmbeddedServer(tmp_path / "server", fsync="everysec") as own:

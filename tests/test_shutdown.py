@@ -138,6 +138,7 @@ def test_a_second_ctrl_c_ends_a_worker_at_once(
     assert reaped(redis_client) > 0
 
 
+@pytest.mark.faults
 def test_a_rolling_restart_pauses_no_tier(tmp_path: Path, server: EmbeddedServer, redis_client: redis.Redis) -> None:
     """Under load each process is replaced; no tier stands for as long as its worker takes to start; nothing is lost."""
     slow = Faults(slow_s=0.1)
