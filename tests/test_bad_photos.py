@@ -146,6 +146,7 @@ def test_memory_is_flat(passed: Passed) -> None:
     assert max(passed.rss_mib[1:]) - passed.rss_mib[0] < GROWTH_MIB, passed.rss_mib
 
 
+@pytest.mark.faults
 def test_a_folder_of_them_through_a_fleet(tmp_path: Path, corpus: list[Mutant]) -> None:
     """300 files, each kind among them: all end as verdicts, or in quarantine for intake's reason; no process ends."""
     by_kind = {photo.kind: photo for photo in corpus}
