@@ -6,11 +6,12 @@ FLOWER_PORT ?= 5555
 
 VENV := .venv
 BIN := $(VENV)/bin
+ENGINES := .venv-engines
 
-.PHONY: run up test lint audit types layers unit faults bench chaos soak clean help
+.PHONY: run up test lint audit types layers unit faults test-engines bench chaos soak clean help
 
 help: ## Show the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 # Installed once, and again when pyproject.toml changes. pip prints nothing but errors.
 $(VENV)/run.stamp: pyproject.toml
@@ -54,6 +55,18 @@ unit: $(VENV)/dev.stamp ## The tests, on a real server that they start themselve
 
 faults: $(VENV)/dev.stamp ## The longer tests under faults; CI runs them after make test
 	$(BIN)/python -m pytest -m "faults and not slow"
+
+# An environment of its own: torch and the libraries of the engines, several GB where torch comes with CUDA.
+$(ENGINES)/stamp: pyproject.toml ops/cpu_torchvision.py
+	@echo "installing the engines' libraries into $(ENGINES)"
+	@test -x $(ENGINES)/bin/python || $(PYTHON) -m venv $(ENGINES)
+	@$(ENGINES)/bin/python -m pip install -qq --disable-pip-version-check torch==2.13.0 torchvision==0.28.0
+	@$(ENGINES)/bin/python -m pip install -qq --disable-pip-version-check --editable '.[dev,engines]'
+	@$(ENGINES)/bin/python -m ops.cpu_torchvision
+	@touch $@
+
+test-engines: $(ENGINES)/stamp ## Every engine whose library an index serves, on small checkpoints, in an environment of its own
+	HF_HUB_OFFLINE=1 $(ENGINES)/bin/python -m pytest tests/engines
 
 bench: $(VENV)/run.stamp ## Delivery, beside plain Celery: var/bench.json
 	$(BIN)/python -m ops.bench

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterator
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from configs.errors import ConfigError
-from configs.model import ModelSpec, load_model
+from configs.model import CATALOGUE, Key, ModelSpec, Precision, load_model
 
 PROFILES = Path(__file__).parent
 
@@ -77,17 +78,39 @@ class Collector(Struct, frozen=True, forbid_unknown_fields=True):
     linger_ms: Annotated[float, Meta(ge=0, le=1000)] = 10.0
 
 
+class Voter(Struct, frozen=True, forbid_unknown_fields=True):
+    """A model at work in a tier, and what its vote weighs."""
+
+    model: Key
+    #: Weight of its vote in the pool; 0: it is recorded, counts for agreement, and moves nothing.
+    weight: Annotated[float, Meta(ge=0)] = 1.0
+
+
 class Tier(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One level of the cascade: a model, when it may settle, and the device batch it likes."""
+    """One stop of the cascade: one model or a panel of them, when it may settle, and the device batch it likes."""
 
     name: Name
-    model: Name
+    #: The model; or else ``panel``: several models on one device, each of which looks at every photo and votes.
+    model: str = ""
+    panel: tuple[Voter, ...] = ()
     device: str = "cpu"
+    #: What the models are held in; "auto": each in its own of the catalogue.
+    precision: Precision = "auto"
+    #: Through torch.compile, where an engine can: a slower start, a faster device.
+    compile: bool = False
+    #: "sleep": its weights wait in host memory until work comes, and others have the device meanwhile.
+    residency: Literal["resident", "sleep"] = "resident"
+    #: [low, high): it takes only items of this certainty, c = |2 p - 1| of the pool. Tiers with a band that stand side
+    #: by side are alternatives: an item goes to one of them, and from there past them all; one more certain than all
+    #: of them settles.
+    band: tuple[Probability, Probability] | None = None
+    #: Share of this tier's votes that must stand on one side of 0.5 before it may settle; 0: no such rule.
+    agree: Probability = 0.0
     workers: Positive = 1
     #: p at or above this settles as roadwork; at or below ``accept_below`` as none. The last tier settles always.
     accept_above: Probability = 1.0
     accept_below: Probability = 0.0
-    #: Weight of this tier's vote in the pool; 0: it is recorded and changes nothing.
+    #: Weight of the vote of ``model``; a panel says it of each.
     weight: Annotated[float, Meta(ge=0)] = 1.0
     max_batch: Positive = 64
     #: Threads that claim and decode while the device scores; one more looks for live work while they are all busy.
@@ -96,6 +119,23 @@ class Tier(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_waiting: Annotated[int, Meta(ge=0)] = 0
     #: No progress for this long with work in hand: the process ends itself.
     stall_s: Seconds = 30.0
+
+    @property
+    def voters(self) -> tuple[Voter, ...]:
+        """Who votes here, in order."""
+        return self.panel or (Voter(self.model, self.weight),)
+
+
+class Stack(Struct, frozen=True, forbid_unknown_fields=True):
+    """Consensus fitted on labelled votes: log-odds = intercept + a term for each model (routing.consensus.stack)."""
+
+    intercept: float
+    #: By model key: what one unit of log-odds of its vote adds.
+    slopes: dict[Key, float]
+    #: By model key: what is added when it has no vote.
+    missing: dict[Key, float] = {}
+    #: Verdicts that it was fitted on, in words.
+    fitted_on: str = ""
 
 
 class Profile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -108,6 +148,8 @@ class Profile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     photos: Photos = Photos()
     delivery: Delivery = Delivery()
     collector: Collector = Collector()
+    #: How votes become one probability where labels were there to fit it; without it they are pooled.
+    consensus: Stack | None = None
 
     def tier(self, name: str) -> Tier:
         """The tier called ``name``.
@@ -120,37 +162,47 @@ class Profile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
                 return tier
         raise ConfigError(f"profile {self.name!r} has no tier {name!r}; it has {', '.join(t.name for t in self.tiers)}")
 
-    def after(self, name: str) -> str | None:
-        """The next tier's name; None after the last, and for a tier that is not of this profile."""
-        names = [tier.name for tier in self.tiers]
-        place = names.index(name) + 1 if name in names else len(names)
-        return names[place] if place < len(names) else None
+    def after(self, name: str) -> tuple[Tier, ...]:
+        """Where an item may climb to from a tier: one tier, or a run of alternatives, each with its band.
 
-    def models(self) -> dict[str, ModelSpec]:
-        """The specification of each tier's model, by tier name."""
-        return {tier.name: load_model(tier.model) for tier in self.tiers}
+        Empty after the last, and for a tier that is not of this profile.
+        """
+        names = [tier.name for tier in self.tiers]
+        if name not in names:
+            return ()
+        place = names.index(name)
+        rest = list(self.tiers[place + 1 :])
+        if self.tiers[place].band:
+            # Past the other alternatives.
+            rest = list(dropwhile(lambda tier: tier.band, rest))
+        return tuple(takewhile(lambda tier: tier.band, rest)) or tuple(rest[:1])
+
+    def models(self) -> dict[str, tuple[ModelSpec, ...]]:
+        """The models of each tier in the order of its voters, by tier name."""
+        return {tier.name: tuple(load_model(voter.model) for voter in tier.voters) for tier in self.tiers}
 
     def digest(self) -> str:
         """Same digest, same decisions: 16 hex digits over what decides, and over nothing else.
 
-        That is, in their order, each tier's name, model, thresholds and weight, the version and calibrator of its
-        model, and the size that photos are shrunk to. Hosts of one fleet may differ in devices, workers, threads,
-        bounds, times, store and database: a second host has another GPU, or another path to the same store.
+        That is, in their order, each tier's name, thresholds, band and rule of agreement, the version, calibrator and
+        weight of each of its models, how votes become one probability, and the size that photos are shrunk to. Hosts
+        of one fleet may differ in devices, precision, workers, threads, bounds, times, store and database: a second
+        host has another GPU, or another path to the same store.
         """
         models = self.models()
         tiers = [
             (
                 t.name,
-                t.model,
                 t.accept_above,
                 t.accept_below,
-                t.weight,
-                models[t.name].version,
-                models[t.name].calibrator,
+                t.band,
+                t.agree,
+                [(m.name, m.calibrator, v.weight) for m, v in zip(models[t.name], t.voters, strict=True)],
             )
             for t in self.tiers
         ]
-        return hashlib.sha256(msgspec.json.encode([tiers, self.photos.max_side_px])).hexdigest()[:16]
+        decides = [tiers, self.consensus, self.photos.max_side_px]
+        return hashlib.sha256(msgspec.json.encode(decides)).hexdigest()[:16]
 
 
 def _problems(profile: Profile) -> Iterator[str]:
@@ -160,16 +212,36 @@ def _problems(profile: Profile) -> Iterator[str]:
             yield f"two tiers are called {name!r}"
         if name in (COLLECTOR, ROUTE):
             yield f"{name!r} is the name of a stop, not of a tier"
+    first = profile.tiers[0]
+    if first.max_waiting:
+        yield f"tiers[0] ({first.name}): nothing climbs to the first tier, admission bounds it: no max_waiting"
+    if first.band:
+        yield f"tiers[0] ({first.name}): nothing is known of a photo that comes in: the first tier has no band"
     for i, tier in enumerate(profile.tiers):
-        if tier.accept_below >= tier.accept_above:
-            yield (
-                f"tiers[{i}] ({tier.name}): accept_below {tier.accept_below} must be under "
-                f"accept_above {tier.accept_above}"
-            )
-        if i == 0 and tier.max_waiting:
-            yield f"tiers[0] ({tier.name}): nothing climbs to the first tier, admission bounds it: no max_waiting"
-        if not re.fullmatch(r"cpu|cuda:(\d+|GPU-[0-9a-fA-F-]+)", tier.device):
-            yield f"tiers[{i}] ({tier.name}): device {tier.device!r} is neither cpu nor cuda:INDEX nor cuda:GPU-UUID"
+        for problem in _tier_problems(tier):
+            yield f"tiers[{i}] ({tier.name}): {problem}"
+        yield from _gaps(profile.after(tier.name))
+
+
+def _tier_problems(tier: Tier) -> Iterator[str]:
+    if tier.accept_below >= tier.accept_above:
+        yield f"accept_below {tier.accept_below} must be under accept_above {tier.accept_above}"
+    if bool(tier.model) == bool(tier.panel):
+        yield 'give it model = "KEY", or a panel, and not both'
+    keys = [voter.model for voter in tier.voters]
+    if len(set(keys)) < len(keys):
+        yield "a model stands twice in its panel"
+    if not re.fullmatch(r"cpu|cuda:(\d+|GPU-[0-9a-fA-F-]+)", tier.device):
+        yield f"device {tier.device!r} is neither cpu nor cuda:INDEX nor cuda:GPU-UUID"
+
+
+def _gaps(alternatives: tuple[Tier, ...]) -> Iterator[str]:
+    """Bands side by side must begin at 0 and leave no gap: an item that fits none of them would go nowhere."""
+    at = 0.0
+    for low, high, name in sorted((*tier.band, tier.name) for tier in alternatives if tier.band):
+        if low != at or high <= low:
+            yield f"tier {name}: its band [{low}, {high}] does not go on where the one below it ends, at {at}"
+        at = high
 
 
 def parse_profile(text: bytes, origin: str) -> Profile:
@@ -186,10 +258,16 @@ def parse_profile(text: bytes, origin: str) -> Profile:
         raise ConfigError(f"{origin}: {problem}")
     for i, tier in enumerate(profile.tiers):
         try:
-            load_model(tier.model)
+            for voter in tier.voters:
+                load_model(voter.model)
         except ConfigError as error:
             raise ConfigError(f"{origin}: tiers[{i}] ({tier.name}): {error}") from None
     return profile
+
+
+def profiles() -> list[str]:
+    """Names of the project's profiles: every configs/NAME.toml but the catalogue."""
+    return sorted(path.stem for path in PROFILES.glob("*.toml") if path != CATALOGUE)
 
 
 def load_profile(name: str) -> Profile:
@@ -202,7 +280,7 @@ def load_profile(name: str) -> Profile:
     try:
         text = path.read_bytes()
     except OSError as error:
-        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.toml")))
+        known = ", ".join(profiles())
         raise ConfigError(f"profile {name!r}: {error.strerror} ({path}); the project has {known}") from None
     return parse_profile(text, str(path))
 

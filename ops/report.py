@@ -205,7 +205,7 @@ def make_report(
         profile=f"{profile.name} {profile.digest()}",
         versions={
             **{name: version(name) for name in RUN_PACKAGES},
-            **{f"model {tier}": f"{m.key} {m.version}" for tier, m in profile.models().items()},
+            **{f"model {tier}": ", ".join(m.name for m in models) for tier, models in profile.models().items()},
         },
     )
 

@@ -18,7 +18,8 @@ from routing.store import open_store
 from workers.app import run_celery
 from workers.collector import CollectorStop
 from workers.device import pin
-from workers.engines import Engine, build
+from workers.engines import Engine
+from workers.panel import Member, Panel, build_panel
 from workers.photos import LoadInputs, photo_loader
 from workers.progress import Progress
 from workers.tier import TierStop
@@ -54,19 +55,23 @@ def serve_tier(
         profile: the fleet.
         tier_name: one of its tiers.
         device: overrides the tier's.
-        engine: instead of the model's own; for the benchmark and for tests of delivery only.
+        engine: instead of its first model's own, alone; for the benchmark and for tests of delivery only.
         load_inputs: likewise, instead of photos from the store.
 
     Raises:
         FleetError: the tier, the device, the model, the server or the profile in force is not as it must be.
     """
     tier = profile.tier(tier_name)
-    spec = profile.models()[tier.name]
+    specs = profile.models()[tier.name]
     pinned = pin(device or tier.device)
-    engine = engine or build(spec, pinned, tier.max_batch)
-    engine.load()
-    engine.warm_up()
-    log.info("engine ready", tier=tier.name, model=spec.key, version=spec.version, device=device or tier.device)
+    panel = (
+        Panel(tier.name, [Member(specs[0], engine, tier.voters[0].weight)])
+        if engine
+        else build_panel(tier, specs, pinned)
+    )
+    panel.load()
+    panel.warm_up()
+    log.info("models ready", tier=tier.name, models=[spec.name for spec in specs], device=device or tier.device)
     progress = Progress()
     address, client = _server()
     app = make_app(address, profile)
@@ -74,8 +79,8 @@ def serve_tier(
         Ledger(client), profile, Doorbells(app), stops(profile), stalled_s=progress.stalled_s, stall_s=tier.stall_s
     )
     if load_inputs is None:
-        load_inputs = photo_loader(open_store(profile.photos.store, client), engine, spec.input_px, progress.moved)
-    stop = TierStop(profile, tier, spec, engine, load_inputs, owner, progress)
+        load_inputs = photo_loader(open_store(profile.photos.store, client), panel, progress.moved)
+    stop = TierStop(profile, tier, panel, load_inputs, owner, progress)
     owner.standby = Standby(stop.name, stop.serve)
     owner.start()
     stop.batcher.start()

@@ -113,7 +113,9 @@ def _run(
             lane,
             go_on=lambda: not ending.is_set(),
         )
-        training = frozenset[bytes]().union(*(model.training_photos() for model in profile.models().values()))
+        training = frozenset[bytes]().union(
+            *(model.training_photos() for models in profile.models().values() for model in models)
+        )
         feed = Feed(photos, admission, profile, pace, training, ending)
         log.info("feeding", source=name, lane=lane, total=photos.total)
         feed.run()

@@ -1,30 +1,17 @@
 """Where an item goes next: pure functions of the item, its tier and the time."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from msgspec.structs import replace
 
 from configs.model import Calibrator
-from configs.profile import Tier
+from configs.profile import Stack, Tier
+from routing.consensus import agreement, pool, sigmoid, stack
 from routing.messages import Item, Verdict, Vote
 
 #: A vote is never certain: a probability of 0 or 1 would outweigh every other vote for ever.
 P_MIN = 1e-6
 P_MAX = 1 - P_MIN
-
-
-def sigmoid(x: float) -> float:
-    """The logistic function, without overflow at either end; in (0, 1)."""
-    if x >= 0:
-        return 1 / (1 + math.exp(-x))
-    e = math.exp(x)
-    return e / (1 + e)
-
-
-def logit(p: float) -> float:
-    """Log-odds of p in (0, 1)."""
-    return math.log(p / (1 - p))
 
 
 def calibrate(score: float, calibrator: Calibrator) -> float:
@@ -41,53 +28,64 @@ def calibrate(score: float, calibrator: Calibrator) -> float:
     return P_MIN if p < P_MIN else P_MAX
 
 
-def vote(score: float | None, calibrator: Calibrator, tier: Tier, model: str, latency_ms: float) -> Vote | None:
-    """A tier's vote from its engine's raw logit; None when the model abstained."""
-    if score is None:
-        return None
-    return Vote(tier.name, model, calibrate(score, calibrator), tier.weight, latency_ms)
+def consensus(votes: Sequence[Vote], fitted: Stack | None = None) -> float | None:
+    """P(roadwork) of an item's votes: stacked where the profile has a fit and it knows a vote, else pooled."""
+    p = stack(votes, fitted) if fitted else None
+    if p is None:
+        p = votes[0].p if len(votes) == 1 and votes[0].weight > 0 else pool(votes)
+    return p
 
 
-def pool(votes: Sequence[Vote]) -> float | None:
-    """P(roadwork) by the weighted mean of log-odds; None without a vote of any weight.
-
-    Symmetric: pooling 1 - p gives 1 - pool(p), which a geometric mean of the p does not. Source: Satopaa et al.,
-    Combining multiple probability predictions using a simple logit model, International Journal of Forecasting, 2014.
-    """
-    weight = math.fsum(v.weight for v in votes)
-    if weight <= 0:
-        return None
-    return sigmoid(math.fsum(v.weight * logit(v.p) for v in votes) / weight)
-
-
-def decide(item: Item, tier: Tier, next_tier: str | None, now_ms: int, *, overloaded: bool = False) -> Verdict | str:
+def decide(
+    item: Item,
+    tier: Tier,
+    nexts: Sequence[Tier],
+    now_ms: int,
+    *,
+    overloaded: Collection[str] = (),
+    fitted: Stack | None = None,
+) -> Verdict | str:
     """After ``tier`` voted on ``item``: its verdict, or the name of the tier that it climbs to.
 
     Args:
-        item: with this tier's vote, if it did not abstain.
+        item: with this tier's votes, if it did not abstain.
         tier: where the item is.
-        next_tier: None for the last tier, which always settles.
+        nexts: Profile.after(tier): none for the last tier, which always settles.
         now_ms: Unix time; an item past its deadline settles with the votes that it has.
-        overloaded: more waits at the next tier than its mark; an item with a vote settles, one without still climbs.
+        overloaded: tiers where more waits than their mark; an item with a vote settles before them, one without climbs.
+        fitted: the profile's consensus.
     """
-    votes = item.votes
-    p = votes[0].p if len(votes) == 1 and votes[0].weight > 0 else pool(votes)
-    if p is not None and (p >= tier.accept_above or p <= tier.accept_below):
+    p = consensus(item.votes, fitted)
+    if p is not None and (p >= tier.accept_above or p <= tier.accept_below) and _agreed(item.votes, tier):
         return Verdict(item=item, p=p, tier=tier.name, settled_ms=now_ms)
     if item.deadline_ms and now_ms >= item.deadline_ms:
-        return settle_held(item, now_ms, "deadline", tier.name)
-    if next_tier is not None:
-        if overloaded and p is not None:
-            return settle_held(item, now_ms, "overload", tier.name)
-        return next_tier
+        return settle_held(item, now_ms, "deadline", tier.name, fitted)
+    way = _way(p, nexts)
+    if way is not None:
+        if p is not None and way in overloaded:
+            return settle_held(item, now_ms, "overload", tier.name, fitted)
+        return way
     if p is None:
         return void(item, tier.name, now_ms, "no-vote", "every tier abstained")
     return Verdict(item=item, p=p, tier=tier.name, settled_ms=now_ms)
 
 
-def settle_held(item: Item, now_ms: int, reason: str, tier: str = "") -> Verdict:
+def _agreed(votes: Sequence[Vote], tier: Tier) -> bool:
+    return not tier.agree or agreement([v for v in votes if v.tier == tier.name]) >= tier.agree
+
+
+def _way(p: float | None, nexts: Sequence[Tier]) -> str | None:
+    """Where an item climbs to; by its certainty where tiers have bands: one that no vote is known of is not certain."""
+    certainty = 0.0 if p is None else abs(2 * p - 1)
+    for tier in nexts:
+        if tier.band is None or tier.band[0] <= certainty < tier.band[1]:
+            return tier.name
+    return None
+
+
+def settle_held(item: Item, now_ms: int, reason: str, tier: str = "", fitted: Stack | None = None) -> Verdict:
     """A verdict from the votes that the item has, flagged with the reason; a void when it has none."""
-    p = pool(item.votes)
+    p = consensus(item.votes, fitted)
     if p is None:
         return void(item, tier or "route", now_ms, reason, "it had no vote yet")
     return Verdict(item=item, p=p, tier=tier or item.votes[-1].tier, reason=reason, settled_ms=now_ms)
@@ -98,6 +96,6 @@ def void(item: Item, stop: str, now_ms: int, reason: str, detail: str = "") -> V
     return Verdict(item=item, p=None, tier=stop, reason=reason, detail=detail, settled_ms=now_ms)
 
 
-def with_vote(item: Item, cast: Vote | None) -> Item:
-    """The item with one more vote, its faults and tries forgotten: they were this tier's."""
-    return replace(item, votes=(*item.votes, cast) if cast else item.votes, faults=0, tries=0)
+def with_votes(item: Item, cast: Sequence[Vote]) -> Item:
+    """The item with more votes, its faults and tries forgotten: they were this tier's."""
+    return replace(item, votes=(*item.votes, *cast), faults=0, tries=0)

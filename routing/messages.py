@@ -62,6 +62,8 @@ class Item(Struct, frozen=True, array_like=True, kw_only=True, gc=False):
     replay: bool = False
     #: How often its tier sent it back because the engine was away: nobody's fault, and only the back-off grows.
     tries: int = 0
+    #: The film or burst that it is a frame of, in the order of positions; empty for a still photo.
+    sequence: str = ""
 
     @property
     def id(self) -> str:

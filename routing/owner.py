@@ -272,7 +272,9 @@ class Owner:
             items = [replace(x, faults=x.faults + batch.deaths.get(i, 0)) for i, x in enumerate(items)]
             back = [item for item in items if known and not 0 < item.deadline_ms <= now_ms]
             ended = [
-                settle_held(i, now_ms, "deadline" if 0 < i.deadline_ms <= now_ms else "no-tier")
+                settle_held(
+                    i, now_ms, "deadline" if 0 < i.deadline_ms <= now_ms else "no-tier", fitted=self.profile.consensus
+                )
                 for i in items
                 if not known or 0 < i.deadline_ms <= now_ms
             ]

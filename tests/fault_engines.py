@@ -6,7 +6,10 @@ from typing import Any
 from PIL import Image
 
 from configs.errors import PhotoError
+from configs.model import load_model
 from routing.messages import Item
+from workers.engines import Engine, Shot
+from workers.panel import Member, Panel
 
 
 class FaultEngine:
@@ -23,7 +26,7 @@ class FaultEngine:
     def warm_up(self) -> None:
         """Nothing to warm."""
 
-    def prepare(self, photo: Image.Image) -> Any:
+    def prepare(self, photo: Image.Image, shot: Shot) -> Any:  # noqa: ARG002 - the contract's
         """Never called: positions have no pixels."""
         return photo
 
@@ -34,6 +37,11 @@ class FaultEngine:
         return [self._score_of(position) for position in inputs]
 
 
-def load_positions(items: Sequence[Item]) -> list[int | PhotoError]:
+def load_positions(items: Sequence[Item]) -> list[tuple[int] | PhotoError]:
     """A reference's input is its position; those that the item's origin calls bad are bad photos."""
-    return [PhotoError("undecodable", "bad on purpose") if item.origin == "bad" else item.position for item in items]
+    return [PhotoError("undecodable", "bad on purpose") if item.origin == "bad" else (item.position,) for item in items]
+
+
+def solo(engine: Engine, tier: str = "first", model: str = "scout-s") -> Panel:
+    """A panel of one engine, with a real model's name and calibrator."""
+    return Panel(tier, [Member(load_model(model), engine)])

@@ -247,8 +247,8 @@ def main() -> None:
         serve_collector(profile)
         return
     faults = msgspec.json.decode(os.environ[FAULTS], type=Faults)
-    engine = faulty_engine(faults, last_tier=profile.after(sys.argv[1]) is None)
-    serve_tier(profile, sys.argv[1], "cpu", engine, lambda items: [item.position for item in items])
+    engine = faulty_engine(faults, last_tier=not profile.after(sys.argv[1]))
+    serve_tier(profile, sys.argv[1], "cpu", engine, lambda items: [(item.position,) for item in items])
 
 
 if __name__ == "__main__":

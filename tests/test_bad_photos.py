@@ -24,6 +24,7 @@ from configs.model import load_model
 from configs.profile import Photos
 from producers.intake import Reason, take
 from tests.mutants import Mutant, mutants
+from workers.engines import Runtime, Shot
 from workers.engines.onnx import Engine, Pixels
 from workers.photos import open_photo
 
@@ -63,7 +64,7 @@ def passed_over(photos: list[Mutant], engine: Engine, side_px: int) -> tuple[lis
             fates.append(error.reason)
         else:
             # A tier's path may not fail on what intake took: an error ends this process.
-            waiting.append(engine.prepare(open_photo(taken.data, 2 * side_px)))
+            waiting.append(engine.prepare(open_photo(taken.data, 2 * side_px), Shot()))
             fates.append("scored")
         spent_s.append(time.thread_time() - begun_s)
         wall_s.append(time.perf_counter() - begun_wall_s)
@@ -84,7 +85,7 @@ def resident_mib() -> float:
 def main() -> None:
     """All passes, in a process of their own."""
     spec = load_model("scout-s")
-    engine = Engine(spec, "cpu", BATCH)
+    engine = Engine(spec, Runtime("cpu", BATCH))
     engine.load()
     engine.warm_up()
     photos = list(mutants())

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from workers.batcher import GOOD_BATCHES, OVERDUE, Batcher, ContractError
-from workers.engines import DeviceMemoryError, EngineAwayError
+from tests.fault_engines import solo
+from workers.batcher import GOOD_BATCHES, OVERDUE
+from workers.batcher import Batcher as PanelBatcher
+from workers.engines import DeviceMemoryError, Engine, EngineAwayError, Shot
+from workers.panel import ContractError
 from workers.progress import Progress
 
 
@@ -28,7 +31,7 @@ class Echo:
 
     def warm_up(self) -> None: ...
 
-    def prepare(self, photo: Image.Image) -> Any:
+    def prepare(self, photo: Image.Image, shot: Shot) -> Any:  # noqa: ARG002 - the contract's
         return photo
 
     def score(self, inputs: Sequence[Any]) -> Sequence[float | None]:
@@ -42,6 +45,17 @@ class Echo:
         if "short" in inputs:
             return [0.0]
         return list(inputs)
+
+
+class Batcher(PanelBatcher):
+    """Of a panel of one, whose inputs and outcomes stand for themselves."""
+
+    def __init__(self, engine: Engine, max_batch: int, progress: Progress, bulk_share: float = 0.2) -> None:
+        super().__init__(solo(engine), max_batch, progress, bulk_share)
+
+    def score(self, inputs: Sequence[Any], lane: str, due_s: Sequence[float] = ()) -> tuple[list[Any], float]:
+        outcomes, device_s = super().score([(one,) for one in inputs], lane, due_s)
+        return [outcome[0] if isinstance(outcome, tuple) else outcome for outcome in outcomes], device_s
 
 
 @pytest.fixture

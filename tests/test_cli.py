@@ -149,7 +149,7 @@ def test_a_wrong_argument_is_refused(
         ("[[tiers]]", "spead = 3\n[[tiers]]", ("mine.toml", "`spead`")),
         ('model = "scout-s"', 'model = "scout-s"\nthreshhold = 0.9', ("`threshhold`", "$.tiers[")),
         ('model = "scout-s"', 'model = "scout-s"\nmax_batch = "64"', ("$.tiers[", ".max_batch")),
-        ('model = "scout-s"', 'model = "scout-xxl"', ("scout-xxl", "the project has")),
+        ('model = "scout-s"', 'model = "scout-xxl"', ("scout-xxl", "natix-fleet models")),
         ('model = "scout-s"', 'model = "scout-s"\ndevice = "gpu0"', ("'gpu0'", "cuda:INDEX")),
         ("[[tiers]]", "[[tiers", ("mine.toml",)),
     ],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs.model import load_model
-from workers.engines import DeviceMemoryError
+from workers.engines import DeviceMemoryError, Runtime
 from workers.engines.onnx import Engine
 
 #: A process of its own: the bound cannot be lifted again, and would be everybody's.
@@ -18,7 +18,8 @@ import numpy as np
 from configs.model import load_model
 from workers.batcher import Batcher
 from workers.engines.onnx import Engine
-from workers.engines import DeviceMemoryError
+from workers.engines import DeviceMemoryError, Runtime
+from workers.panel import Member, Panel
 from workers.progress import Progress
 
 class Narrow(Engine):
@@ -33,19 +34,19 @@ class Narrow(Engine):
         self.sizes.append(len(inputs))
         return scores
 
-engine = Narrow(load_model("scout-m"), "cpu", 128)
+engine = Narrow(load_model("scout-m"), Runtime("cpu", 128))
 engine.load()
 dice = np.random.default_rng(1)
 inputs = [dice.integers(0, 255, (engine._spec.input_px,) * 2 + (3,), dtype=np.uint8) for _ in range(160)]
 alone = [engine.score([one])[0] for one in inputs]
 engine.sizes.clear()
-batcher = Batcher(engine, 128, Progress())
+batcher = Batcher(Panel("t", [Member(load_model("scout-m"), engine)]), 128, Progress())
 batcher.start()
 pages = int(open("/proc/self/statm").read().split()[0])
 room_bytes = int(sys.argv[1]) * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + room_bytes, resource.RLIM_INFINITY))
-scores, _ = batcher.score(inputs, "bulk")
-worst = max(abs(a - b) for a, b in zip(scores, alone))
+scores, _ = batcher.score([(one,) for one in inputs], "bulk")
+worst = max(abs(a - b) for (a,), b in zip(scores, alone))
 print(json.dumps({"refused": engine.refused, "sizes": engine.sizes, "room": batcher.room, "worst": worst,
                   "causes": engine.causes}))
 """
@@ -68,7 +69,7 @@ def test_the_onnx_engine_scores_all_in_smaller_batches() -> None:
 
 def test_another_error_of_onnxruntime_stays_what_it_is() -> None:
     """Inputs of a wrong size are no lack of memory."""
-    engine = Engine(load_model("scout-s"), "cpu", 4)
+    engine = Engine(load_model("scout-s"), Runtime("cpu", 4))
     engine.load()
     with pytest.raises(Exception, match="invalid dimensions") as raised:
         engine.score([np.zeros((7, 7, 3), dtype=np.uint8)])

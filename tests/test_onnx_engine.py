@@ -14,7 +14,7 @@ import configs.model
 from configs.errors import ConfigError
 from configs.model import ModelSpec, load_model
 from producers.scenes import render
-from workers.engines import build
+from workers.engines import Runtime, Shot, build
 from workers.engines.onnx import THREADS_VARIABLE, Engine, squash
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "roadwork-photos"
@@ -24,7 +24,7 @@ needs_photos = pytest.mark.skipif(not (PHOTOS / "manifest.csv").exists(), reason
 
 def loaded(key: str, max_batch: int = 8) -> Engine:
     """The engine of a shipped model, ready."""
-    engine = Engine(load_model(key), "cpu", max_batch)
+    engine = Engine(load_model(key), Runtime("cpu", max_batch))
     engine.load()
     return engine
 
@@ -47,7 +47,7 @@ def test_a_photo_scores_the_same_alone_and_in_any_batch(key: str) -> None:
     """Eleven scenes in batches of four give eleven scores, in order, equal to the scores one by one."""
     engine = loaded(key, max_batch=4)
     engine.warm_up()
-    inputs = [engine.prepare(render(seed)[0]) for seed in range(11)]
+    inputs = [engine.prepare(render(seed)[0], Shot()) for seed in range(11)]
     together = engine.score(inputs)
     assert len(together) == len(inputs)
     assert together == pytest.approx([engine.score([one])[0] for one in inputs], abs=1e-3)
@@ -59,7 +59,7 @@ def test_scouts_tell_demo_scenes_apart(key: str) -> None:
     """On 120 rendered demo scenes, whose seeds training never drew, the AUC is 0.90 or more."""
     engine = loaded(key)
     scenes = [render(seed) for seed in range(120)]
-    scores = engine.score([engine.prepare(image) for image, _ in scenes])
+    scores = engine.score([engine.prepare(image, Shot()) for image, _ in scenes])
     assert auc([label for _, label in scenes], scores) >= 0.90
 
 
@@ -89,14 +89,14 @@ def spec_of(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) ->
     monkeypatch.setattr(configs.model, "MODELS", folder)
     (folder / "scout-s").mkdir()
     return msgspec.structs.replace(msgspec.convert({
-        "key": "scout-s", "version": "test", "engine": "onnx",
+        "key": "scout-s", "version": "test", "state": "works", "reason": "", "engine": "onnx",
         "file": "model.onnx", "input_px": 224, "licence": "Apache-2.0",
     }, ModelSpec), **changes)  # fmt: skip
 
 
 def test_a_missing_file_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without weights load() raises ConfigError that names the file."""
-    engine = build(spec_of(tmp_path, monkeypatch), "cpu", 4)
+    engine = build(spec_of(tmp_path, monkeypatch), Runtime("cpu", 4))
     with pytest.raises(ConfigError, match=r"no file .*model\.onnx") as caught:
         engine.load()
     assert "\n" not in str(caught.value)
@@ -107,7 +107,7 @@ def test_a_corrupt_file_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.Mo
     spec = spec_of(tmp_path, monkeypatch)
     spec.path.write_bytes(b"not a model" * 100)
     with pytest.raises(ConfigError, match="cannot be loaded") as caught:
-        Engine(spec, "cpu", 4).load()
+        Engine(spec, Runtime("cpu", 4)).load()
     assert "\n" not in str(caught.value)
 
 
@@ -117,7 +117,7 @@ def test_a_model_of_another_size_is_refused(tmp_path: Path, monkeypatch: pytest.
     spec = spec_of(tmp_path, monkeypatch, input_px=192)
     spec.path.write_bytes(weights)
     with pytest.raises(ConfigError, match="192"):
-        Engine(spec, "cpu", 4).load()
+        Engine(spec, Runtime("cpu", 4)).load()
 
 
 @pytest.mark.skipif(
@@ -126,14 +126,14 @@ def test_a_model_of_another_size_is_refused(tmp_path: Path, monkeypatch: pytest.
 def test_a_gpu_that_onnxruntime_cannot_use_is_refused() -> None:
     """A cuda device without the CUDA provider raises ConfigError instead of running on the CPU unseen."""
     with pytest.raises(ConfigError, match="onnxruntime-gpu"):
-        Engine(load_model("scout-s"), "cuda:0", 4).load()
+        Engine(load_model("scout-s"), Runtime("cuda:0", 4)).load()
 
 
 def test_threads_must_be_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mistyped thread count is refused with the variable's name."""
     monkeypatch.setenv(THREADS_VARIABLE, "many")
     with pytest.raises(ConfigError, match=THREADS_VARIABLE):
-        Engine(load_model("scout-s"), "cpu", 4).load()
+        Engine(load_model("scout-s"), Runtime("cpu", 4)).load()
 
 
 @needs_photos
@@ -142,7 +142,7 @@ def test_scouts_reach_the_floor_on_photos_never_trained_on(key: str) -> None:
     """The AUC on the 505 evaluate photos is 0.90 or more."""
     engine = loaded(key)
     photos = rows("evaluate")
-    inputs = [engine.prepare(Image.open(PHOTOS / "images" / row["file"]).convert("RGB")) for row in photos]
+    inputs = [engine.prepare(Image.open(PHOTOS / "images" / row["file"]).convert("RGB"), Shot()) for row in photos]
     scores = engine.score(inputs)
     found = auc([int(row["label"]) for row in photos], scores)
     assert len(photos) == 505

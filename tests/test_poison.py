@@ -16,7 +16,7 @@ from ops.serve import DATABASE
 from ops.server import EmbeddedServer
 from routing.audit import audit
 from routing.store import ServerPhotos
-from tests.fault_engines import FaultEngine, load_positions
+from tests.fault_engines import FaultEngine, load_positions, solo
 from tests.small_fleet import FIRST, Faults, SmallFleet, references, small_profile
 from tests.test_stops import PROFILE, Fleet, photos, sure
 from workers.progress import Progress
@@ -169,8 +169,8 @@ def test_no_photo_is_loaded_beside_a_suspect(fleet: Fleet) -> None:
                     beside.append(items[0].id)
         return load_positions(items)
 
-    tier, spec, progress = msgspec.structs.replace(PROFILE.tier("first"), max_batch=1), PROFILE.models(), Progress()
-    stop = TierStop(PROFILE, tier, spec["first"], FaultEngine(sure), load, fleet.owner, progress)
+    tier = msgspec.structs.replace(PROFILE.tier("first"), max_batch=1)
+    stop = TierStop(PROFILE, tier, solo(FaultEngine(sure)), load, fleet.owner, Progress())
     stop.batcher.start()
     fleet.started.append(stop)
     threads = [threading.Thread(target=stop.serve) for _ in range(3)]

@@ -14,7 +14,7 @@ from configs.errors import ConfigError
 from configs.profile import Delivery, parse_profile
 from routing.broker import stops
 from routing.messages import decode_items
-from tests.fault_engines import FaultEngine
+from tests.fault_engines import FaultEngine, solo
 from tests.test_stops import PROFILE, Fleet, photos, sure
 from workers.engines import DeviceMemoryError, EngineAwayError
 from workers.overload import Mark
@@ -168,17 +168,17 @@ def test_a_photo_too_large_for_the_device_waits_for_memory(fleet: Fleet) -> None
 def test_a_thread_that_hangs_is_seen_beside_others_that_work(fleet: Fleet) -> None:
     """One claim hangs in its photo store while others get verdicts: the process counts as stalled all the while."""
     release = threading.Event()
-    tier, spec, progress = PROFILE.tier("first"), PROFILE.models()["first"], Progress()
+    tier, progress = PROFILE.tier("first"), Progress()
     seen_s: list[float] = []
 
-    def load(items: Any) -> list[int]:
+    def load(items: Any) -> list[tuple[int]]:
         if items[0].source == "s-hangs":
             release.wait(30)
         progress.moved()
         seen_s.append(progress.stalled_s())
-        return [item.position for item in items]
+        return [(item.position,) for item in items]
 
-    stop = TierStop(PROFILE, tier, spec, FaultEngine(sure), load, fleet.owner, progress)
+    stop = TierStop(PROFILE, tier, solo(FaultEngine(sure)), load, fleet.owner, progress)
     stop.batcher.start()
     fleet.started.append(stop)
     fleet.admit(photos(1, source="s-hangs"))
@@ -250,7 +250,6 @@ def test_the_mark_is_looked_up_once_a_second(fleet: Fleet) -> None:
     now_s[0] += 1.0
     assert mark.over()
     assert not unmarked.over()
-    assert not Mark(fleet.ledger, None).over()
     fleet.drain(sure, sure)
 
 

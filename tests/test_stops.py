@@ -24,6 +24,7 @@ from routing.store import FilePhotos, ServerPhotos
 from tests.fault_engines import FaultEngine, load_positions
 from workers.batcher import EndingError
 from workers.collector import CollectorStop
+from workers.panel import Member, Panel
 from workers.progress import Progress
 from workers.tier import TierStop
 from workers.verdicts import VerdictDatabase
@@ -62,9 +63,10 @@ class Fleet:
         self.engines: list[FaultEngine] = []
 
     def tier(self, name: str, scores: Scores) -> TierStop:
-        tier, spec = PROFILE.tier(name), PROFILE.models()[name]
+        tier = PROFILE.tier(name)
         self.engines.append(FaultEngine(scores))
-        stop = TierStop(PROFILE, tier, spec, self.engines[-1], load_positions, self.owner, Progress())
+        panel = Panel(name, [Member(PROFILE.models()[name][0], self.engines[-1], tier.weight)])
+        stop = TierStop(PROFILE, tier, panel, load_positions, self.owner, Progress())
         stop.batcher.start()
         self.started.append(stop)
         return stop

@@ -16,17 +16,14 @@ from msgspec import Struct
 
 from configs.errors import FleetError
 from routing.owner import STALLED
-from workers.engines import DeviceMemoryError, Engine, EngineAwayError
+from workers.engines import DeviceMemoryError, EngineAwayError
+from workers.panel import Panel, Scores
 from workers.progress import Progress
 
 log = structlog.get_logger(__name__)
 
 #: Device batches that filled a room smaller than max_batch, one after another, before a room twice as large is tried.
 GOOD_BATCHES = 100
-
-
-class ContractError(FleetError):
-    """An engine returned another number of scores than it was given inputs, or one that is not a number."""
 
 
 class EndingError(FleetError):
@@ -39,8 +36,8 @@ class Overdue:
 
 OVERDUE = Overdue()
 
-#: What became of one input: a raw logit, None (the model abstains), or why it was not scored.
-Outcome = float | None | Overdue | EngineAwayError
+#: What became of one input: the scores of the panel, or why it was not scored.
+Outcome = Scores | Overdue | EngineAwayError
 
 
 class _Work(Struct):
@@ -73,14 +70,14 @@ class Batcher:
     """Scores inputs from many threads in one.
 
     Args:
-        engine: loaded and warm.
+        panel: loaded and warm.
         max_batch: inputs of one device batch at most.
         progress: watches the device while it scores, and not the threads that wait for it.
         bulk_share: share of the device batches that bulk has while live work never runs dry.
     """
 
-    def __init__(self, engine: Engine, max_batch: int, progress: Progress, bulk_share: float = 0.2) -> None:
-        self._engine = engine
+    def __init__(self, panel: Panel, max_batch: int, progress: Progress, bulk_share: float = 0.2) -> None:
+        self._panel = panel
         self._max_batch = max_batch
         self._progress = progress
         self._waiting: dict[str, deque[_Work]] = {"live": deque(), "bulk": deque()}
@@ -121,7 +118,7 @@ class Batcher:
         """
         if not inputs:
             return [], 0.0
-        work = _Work(inputs, [None] * len(inputs), threading.Event(), lane, due_s)
+        work = _Work(inputs, [OVERDUE] * len(inputs), threading.Event(), lane, due_s)
         self._await(work)
         return work.outcomes, work.device_s
 
@@ -131,13 +128,14 @@ class Batcher:
         Raises:
             Exception: what the task raised.
         """
-        self._await(_Work([None], [None], threading.Event(), lane, alone=task))
+        self._await(_Work([None], [OVERDUE], threading.Event(), lane, alone=task))
 
     def score_now(self, one: Any) -> Outcome | Exception:
         """What becomes of one input, or what the engine raised; for a task of alone()."""
         outcomes = self._outcomes([one])
-        # None is for more than one.
-        return outcomes[0] if isinstance(outcomes, Sequence) else outcomes
+        if outcomes is None:
+            raise RuntimeError("one input cannot be halved")
+        return outcomes if isinstance(outcomes, Exception) else outcomes[0]
 
     def _await(self, work: _Work) -> None:
         with self._wake:
@@ -186,15 +184,6 @@ class Batcher:
                 if work.taken == len(work.inputs):
                     self._waiting[work.lane].appendleft(work)
                 work.taken = start
-
-    def _score(self, batch: list[Any]) -> Sequence[float | None]:
-        scores = self._engine.score(batch)
-        if len(scores) != len(batch):
-            module = type(self._engine).__module__
-            raise ContractError(f"{module} returned {len(scores)} scores for {len(batch)} inputs")
-        if any(score != score for score in scores):  # noqa: PLR0124 - true of NaN only
-            raise ContractError(f"{module} returned a score that is not a number")
-        return scores
 
     def _run(self) -> None:
         try:
@@ -245,7 +234,7 @@ class Batcher:
         if not batch:
             return []
         try:
-            scores = self._score(batch)
+            scores = self._panel.score(batch)
         except DeviceMemoryError as raised:
             if len(batch) == 1:
                 return [raised]

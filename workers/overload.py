@@ -16,20 +16,20 @@ class Mark:
 
     Args:
         ledger: where items wait.
-        tier: the one that items would climb to; None above the last.
+        tier: one that items would climb to.
     """
 
-    def __init__(self, ledger: Ledger, tier: Tier | None, clock_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, ledger: Ledger, tier: Tier, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._ledger = ledger
-        self._tier = tier
+        self.tier = tier
         self._clock_s = clock_s
         self._looked_s = -LOOK_S
         self._over = False
 
     def over(self) -> bool:
         """Whether more items wait there than ``max_waiting``, as of the last second."""
-        tier = self._tier
-        if tier is None or not tier.max_waiting:
+        tier = self.tier
+        if not tier.max_waiting:
             return False
         if self._clock_s() - self._looked_s >= LOOK_S:
             counts: Any = self._ledger.server.hmget(PREFIX + "use", f"ready:{tier.name}", f"later:{tier.name}")

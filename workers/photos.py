@@ -1,4 +1,4 @@
-"""From stored bytes to an engine's inputs: fetch, decode, prepare.
+"""From stored bytes to a panel's inputs: fetch, decode, prepare.
 
 In the claiming threads, beside the device's; a suspect in the device's own.
 """
@@ -12,19 +12,19 @@ from PIL import Image
 from configs.errors import PhotoError
 from routing.messages import Item
 from routing.store import PhotoStore
-from workers.engines import Engine
+from workers.engines import Shot
+from workers.panel import Panel
 
-#: An engine's input for each item in order, or the error that says why there is none.
+#: A panel's input for each item in order, or the error that says why there is none.
 LoadInputs = Callable[[Sequence[Item]], Sequence[Any | PhotoError]]
 
 
-def photo_loader(store: PhotoStore, engine: Engine, input_px: int, moved: Callable[[], None]) -> LoadInputs:
-    """Loads photos for an engine.
+def photo_loader(store: PhotoStore, panel: Panel, moved: Callable[[], None]) -> LoadInputs:
+    """Loads photos for a tier's models.
 
     Args:
         store: where they wait.
-        engine: prepares them.
-        input_px: side of its input.
+        panel: prepares them.
         moved: called after each photo.
     """
 
@@ -33,9 +33,10 @@ def photo_loader(store: PhotoStore, engine: Engine, input_px: int, moved: Callab
         # A folder or an object store may take its time with each photo: that is no stall.
         step = len(items) if store.in_server else 1
         for start in range(0, len(items), step or 1):
-            for data in store.get(items[start : start + step]):
+            part = items[start : start + step]
+            for item, data in zip(part, store.get(part), strict=True):
                 try:
-                    inputs.append(engine.prepare(open_photo(data, 2 * input_px)))
+                    inputs.append(panel.prepare(open_photo(data, 2 * panel.input_px), _shot(item)))
                 except PhotoError as error:
                     inputs.append(error)
                 except Exception as error:  # noqa: BLE001 - whatever an engine's library says of this photo, its neighbours go on
@@ -44,6 +45,10 @@ def photo_loader(store: PhotoStore, engine: Engine, input_px: int, moved: Callab
         return inputs
 
     return load
+
+
+def _shot(item: Item) -> Shot:
+    return Shot(item.size_px, item.focal_px, item.sequence, item.position)
 
 
 def open_photo(data: bytes | None, least_px: int) -> Image.Image:

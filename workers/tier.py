@@ -12,19 +12,19 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from configs.errors import MessageError, PhotoError
-from configs.model import ModelSpec
 from configs.profile import Profile, Tier
 from routing.answers import Claim
 from routing.batches import UNREADABLE_MS, again, item_batch, verdict_batch
-from routing.decision import decide, settle_held, void, vote, with_vote
+from routing.decision import decide, settle_held, void, with_votes
 from routing.failpoints import Window, failpoint
 from routing.messages import Child, Claimed, Item, Verdict, decode_items
 from routing.owner import Owner
 from routing.refusals import Lost
 from workers.batcher import Batcher, EndingError, Outcome, Overdue
-from workers.engines import Engine, EngineAwayError
+from workers.engines import EngineAwayError
 from workers.gate import Gate
 from workers.overload import Mark
+from workers.panel import Panel
 from workers.photos import LoadInputs
 from workers.progress import Progress
 from workers.stop import Stop
@@ -70,9 +70,8 @@ class TierStop(Stop):
     Args:
         profile: the fleet.
         tier: this tier.
-        spec: its model.
-        engine: loaded and warm.
-        load_inputs: the engine's input for each item, or why there is none (workers.photos).
+        panel: its models, loaded and warm.
+        load_inputs: the panel's input for each item, or why there is none (workers.photos).
         owner: this process's hold on batches.
         progress: what the owner watches.
     """
@@ -81,8 +80,7 @@ class TierStop(Stop):
         self,
         profile: Profile,
         tier: Tier,
-        spec: ModelSpec,
-        engine: Engine,
+        panel: Panel,
         load_inputs: LoadInputs,
         owner: Owner,
         progress: Progress,
@@ -90,14 +88,13 @@ class TierStop(Stop):
         super().__init__(tier.name, tier.max_batch, owner, progress, tier.threads)
         self._profile = profile
         self._tier = tier
-        self._spec = spec
-        self._model = f"{spec.key}@{spec.version}"
-        self._next = profile.after(tier.name)
-        self._mark = Mark(owner.ledger, profile.tier(self._next) if self._next else None)
+        self._panel = panel
+        self._nexts = profile.after(tier.name)
+        self._marks = [Mark(owner.ledger, one) for one in self._nexts]
         self._load_inputs = load_inputs
         #: Photos are loaded together; a suspect is loaded and scored alone.
         self._gate = Gate(progress)
-        self.batcher = Batcher(engine, tier.max_batch, progress, profile.delivery.bulk_share)
+        self.batcher = Batcher(panel, tier.max_batch, progress, profile.delivery.bulk_share)
 
     def work(self, claim: Claim) -> None:
         """Takes a claim from pixels to its children in the ledger."""
@@ -185,7 +182,9 @@ class TierStop(Stop):
         """Verdicts for what cannot be loaded or is overdue; the sound items, and the engine's inputs for them."""
         now_ms = since.now_ms()
         ended: list[Verdict] = [
-            settle_held(i, now_ms, "deadline", self.name) for i in items if 0 < i.deadline_ms <= now_ms
+            settle_held(i, now_ms, "deadline", self.name, self._profile.consensus)
+            for i in items
+            if 0 < i.deadline_ms <= now_ms
         ]
         if ended:
             items = [i for i in items if not 0 < i.deadline_ms <= now_ms]
@@ -215,36 +214,36 @@ class TierStop(Stop):
         latency_ms = round((time.monotonic() - since.begun_s) * 1000, 3)
         now_ms = since.now_ms()
         lane = batches[0].lane
-        climbing: list[Item] = []
+        climbing: dict[str, list[Item]] = {}
         waiting: list[Item] = []
         abstained = scored = 0
-        calibrator, tier, model, next_tier = self._spec.calibrator, self._tier, self._model, self._next
-        overloaded = self.patiently(self._mark.over)
+        tier, nexts, fitted = self._tier, self._nexts, self._profile.consensus
+        overloaded = [mark.tier.name for mark in self._marks if self.patiently(mark.over)]
         for item, outcome in zip(items, outcomes, strict=True):
             if isinstance(outcome, EngineAwayError):
                 waiting.append(item)
                 continue
             if isinstance(outcome, Overdue):
-                ended.append(settle_held(item, now_ms, "deadline", self.name))
+                ended.append(settle_held(item, now_ms, "deadline", self.name, fitted))
                 continue
-            cast = vote(outcome, calibrator, tier, model, latency_ms)
+            cast = self._panel.votes(outcome, latency_ms)
             scored += 1
-            abstained += cast is None
-            voted = with_vote(item, cast)
-            end = decide(voted, tier, next_tier, now_ms, overloaded=overloaded)
+            abstained += not cast
+            voted = with_votes(item, cast)
+            end = decide(voted, tier, nexts, now_ms, overloaded=overloaded, fitted=fitted)
             if isinstance(end, Verdict):
                 ended.append(end)
             else:
-                climbing.append(voted)
+                climbing.setdefault(end, []).append(voted)
         children = [*failed, *self._wait(waiting, lane, now_ms, apart=apart)]
         if ended:
             children.append(verdict_batch(ended, lane))
-        if climbing and next_tier:
-            children += self._children(climbing, next_tier, lane)
+        for way, climbers in climbing.items():
+            children += self._children(climbers, way, lane)
         counts = {
             "scored": scored,
             "settled": len(ended),
-            "escalated": len(climbing),
+            "escalated": sum(map(len, climbing.values())),
             "abstained": abstained,
             "device_us": round(device_s * 1e6),
         }

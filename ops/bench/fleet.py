@@ -119,7 +119,7 @@ def main() -> None:
     if sys.argv[1] == "collector":
         serve_collector(profile)
     else:
-        last = profile.after(sys.argv[1]) is None
+        last = not profile.after(sys.argv[1])
         serve_tier(profile, sys.argv[1], "cpu", NullEngine(last_tier=last), load_references)
 
 

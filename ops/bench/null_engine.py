@@ -6,6 +6,7 @@ from typing import Any
 from PIL import Image
 
 from routing.messages import Item
+from workers.engines import Shot
 
 #: One photo in so many climbs from the first tier to the second.
 ESCALATES_EVERY = 5
@@ -38,7 +39,7 @@ class NullEngine:
     def warm_up(self) -> None:
         """Nothing to warm."""
 
-    def prepare(self, photo: Image.Image) -> Any:
+    def prepare(self, photo: Image.Image, shot: Shot) -> Any:  # noqa: ARG002 - the contract's
         """Never called: references have no pixels."""
         return photo
 
@@ -48,6 +49,6 @@ class NullEngine:
         return [scores[position % 15] for position in inputs]
 
 
-def load_references(items: Sequence[Item]) -> list[int]:
-    """A reference's input is its position."""
-    return [item.position for item in items]
+def load_references(items: Sequence[Item]) -> list[tuple[int]]:
+    """A reference's input is its position: one for the one model."""
+    return [(item.position,) for item in items]

@@ -33,6 +33,14 @@ def main() -> None:
         (folder / "model.toml").write_text(
             f'key = "{key}"\n'
             f'version = "{args.version}"\n'
+            "level = 0\n"
+            'state = "works"\n'
+            'reason = "the project\'s own, trained by ops/train; its figures and weaknesses are in CARD.md"\n'
+            f'seen = "{args.version[:10]}, make run"\n'
+            'precision = "int8"\n'
+            'library = "onnxruntime.InferenceSession"\n'
+            'score = "the model\'s own logit"\n'
+            "weight = 1.0\n"
             'engine = "onnx"\n'
             'file = "model.onnx"\n'
             f"input_px = {side}\n"

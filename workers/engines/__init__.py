@@ -4,13 +4,17 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
+from msgspec import Struct
 from PIL import Image
 
 from configs.errors import ConfigError
-from configs.model import ModelSpec
+from configs.model import ModelSpec, Precision
 
-#: The engine's name in model.toml -> the module that holds its ``Engine``. Imported only when named.
-ENGINES = {"onnx": "workers.engines.onnx"}
+#: The engine's name in the catalogue -> the module that holds its ``Engine``. Imported only when named.
+ENGINES = {
+    "onnx": "workers.engines.onnx",
+    "detr": "workers.engines.detr",
+}
 
 
 class EngineAwayError(Exception):
@@ -21,17 +25,47 @@ class DeviceMemoryError(EngineAwayError):
     """The device has no memory for a batch of this size; a smaller one may fit."""
 
 
+class Shot(Struct, frozen=True, gc=False):
+    """What is known of a photo beside its pixels."""
+
+    #: Width and height as it arrived, in pixels; (0, 0) when unknown. Engines see a smaller copy of the same shape.
+    size_px: tuple[int, int] = (0, 0)
+    #: Focal length in pixels of the photo as it arrived; 0.0 when unknown.
+    focal_px: float = 0.0
+    #: The film or burst that it is a frame of; empty for a still photo.
+    sequence: str = ""
+    #: Its place there.
+    position: int = 0
+
+
+class Runtime(Struct, frozen=True):
+    """Where and how an engine runs."""
+
+    #: "cpu" or "cuda:0": workers.device.pin() made it the only one.
+    device: str = "cpu"
+    #: Inputs of one score() at most; an engine may be handed fewer, never more.
+    max_batch: int = 64
+    #: "auto": the catalogue's.
+    precision: Precision = "auto"
+    #: Through torch.compile.
+    compile: bool = False
+
+
 class Engine(Protocol):
     """What a tier needs of a model."""
 
     def load(self) -> None:
-        """Loads the weights on the device."""
+        """Loads the weights on the device.
+
+        Raises:
+            ConfigError: the library, the weights, an accepted licence or memory is missing; says which.
+        """
 
     def warm_up(self) -> None:
         """Scores once at the size to come, so that the first photo is not the slow one."""
 
-    def prepare(self, photo: Image.Image) -> Any:
-        """What score() takes, made from one decoded RGB photo. Runs in several threads."""
+    def prepare(self, photo: Image.Image, shot: Shot) -> Any:
+        """What score() takes, made from one decoded RGB photo; None: the model abstains. Runs in several threads."""
 
     def score(self, inputs: Sequence[Any]) -> Sequence[float | None]:
         """Raw logits, one an input, in their order; None: this model abstains. Runs in the device thread only.
@@ -41,13 +75,18 @@ class Engine(Protocol):
         """
 
 
-def build(spec: ModelSpec, device: str, max_batch: int) -> Engine:
-    """The engine of a model specification, not yet loaded.
+def build(spec: ModelSpec, runtime: Runtime) -> Engine:
+    """The engine of a model, not yet loaded.
 
     Raises:
-        ConfigError: no engine has that name.
+        ConfigError: no engine has that name, or its library is not installed.
     """
     if spec.engine not in ENGINES:
         raise ConfigError(f"model {spec.key!r}: no engine {spec.engine!r}; there are {', '.join(sorted(ENGINES))}")
-    engine: Engine = import_module(ENGINES[spec.engine]).Engine(spec, device, max_batch)
+    try:
+        module = import_module(ENGINES[spec.engine])
+    except ImportError as error:
+        remedy = f"pip install -e '.[{spec.extra}]'" if spec.extra else "install the project anew"
+        raise ConfigError(f"model {spec.key!r}: engine {spec.engine!r} needs {error.name}: {remedy}") from None
+    engine: Engine = module.Engine(spec, runtime)
     return engine

