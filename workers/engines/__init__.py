@@ -14,6 +14,7 @@ from configs.model import ModelSpec, Precision
 ENGINES = {
     "onnx": "workers.engines.onnx",
     "detr": "workers.engines.detr",
+    "sam3": "workers.engines.sam3",
 }
 
 
