@@ -92,17 +92,17 @@ class Sam3:
             ConfigError: one is longer than the model can read.
             DeviceMemoryError: there is no memory for so many at once.
         """
-        tokens = self._tokenizer(list(phrases), return_tensors="pt", padding="max_length", max_length=MAX_TOKENS)
-        if tokens.input_ids.shape[1] > MAX_TOKENS:
-            longest = max(phrases, key=len)
-            raise ConfigError(f"model {self._spec.key!r}: {longest!r} is longer than {MAX_TOKENS} tokens: shorten it")
-        ids = tokens.input_ids.to(self._runtime.device)
-        mask = tokens.attention_mask.to(self._runtime.device)
-        places = range(len(phrases))
+        tokens = self._tokenizer(list(phrases), padding="max_length", max_length=MAX_TOKENS)
+        for phrase, ids in zip(phrases, tokens.input_ids, strict=True):
+            if len(ids) > MAX_TOKENS:
+                raise ConfigError(f"model {self._spec.key!r}: {phrase!r} has over {MAX_TOKENS} tokens: shorten it")
+        ids = torch.tensor(tokens.input_ids, device=self._runtime.device)
+        mask = torch.tensor(tokens.attention_mask, device=self._runtime.device)
+        some = self._runtime.max_batch
         with inference():
             features = [
-                self._text(input_ids=ids[part], attention_mask=mask[part], return_dict=True).pooler_output
-                for part in map(list, parts(places, self._runtime.max_batch))
+                self._text(input_ids=i, attention_mask=m, return_dict=True).pooler_output
+                for i, m in zip(ids.split(some), mask.split(some), strict=True)
             ]
             return Phrases(torch.cat(features), mask)
 
@@ -230,7 +230,7 @@ def presence_of(sights: Sequence[Sight], labels: Sequence[str], weights: dict[st
     return noisy_or(Detections(whole, presence, tuple(labels)), weights)
 
 
-class _NoMasks(torch.nn.Module):
+class _NoMasks(torch.nn.Module):  # type: ignore[misc] # torch has no types here
     """In the place of the mask decoder: nobody reads masks, and they are the larger part of a pair's memory."""
 
     def forward(self, **_: Any) -> Sam3MaskDecoderOutput:
