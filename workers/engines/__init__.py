@@ -14,6 +14,8 @@ from configs.model import ModelSpec, Precision
 ENGINES = {
     "onnx": "workers.engines.onnx",
     "detr": "workers.engines.detr",
+    "ultralytics": "workers.engines.ultralytics",
+    "yoloe": "workers.engines.yoloe",
     "sam3": "workers.engines.sam3",
 }
 
