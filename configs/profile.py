@@ -10,7 +10,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from configs import fit
 from configs.errors import ConfigError
+from configs.memory import Device
 from configs.model import CATALOGUE, Key, ModelSpec, Precision, load_model
 
 PROFILES = Path(__file__).parent
@@ -100,6 +102,10 @@ class Tier(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     compile: bool = False
     #: "sleep": its weights wait in host memory until work comes, and others have the device meanwhile.
     residency: Literal["resident", "sleep"] = "resident"
+    #: Of a served model: the share of the device's memory that its server takes, all included (configs.memory).
+    memory_share: Probability = 0.0
+    #: Of a served model: it is split over so many devices, its own and those after it in the profile's list.
+    tensor_parallel: Positive = 1
     #: [low, high): it takes only items of this certainty, c = |2 p - 1| of the pool. Tiers with a band that stand side
     #: by side are alternatives: an item goes to one of them, and from there past them all; one more certain than all
     #: of them settles.
@@ -143,6 +149,9 @@ class Profile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     name: Name
     tiers: Annotated[tuple[Tier, ...], Meta(min_length=1)]
+    #: What the host has; with this list a profile that does not fit is refused. 0: the host's own memory is not said.
+    devices: tuple[Device, ...] = ()
+    host_memory_bytes: Annotated[int, Meta(ge=0)] = 0
     batch: Batch = Batch()
     admission: Admission = Admission()
     photos: Photos = Photos()
@@ -248,7 +257,8 @@ def parse_profile(text: bytes, origin: str) -> Profile:
     """Reads a profile from TOML.
 
     Raises:
-        ConfigError: not TOML, an unknown key (with its path), a wrong type or value, or a model that cannot be loaded.
+        ConfigError: not TOML, an unknown key (with its path), a wrong type or value, a model that cannot be loaded, or
+            more of them than the devices hold.
     """
     try:
         profile = msgspec.toml.decode(text, type=Profile)
@@ -262,6 +272,8 @@ def parse_profile(text: bytes, origin: str) -> Profile:
                 load_model(voter.model)
         except ConfigError as error:
             raise ConfigError(f"{origin}: tiers[{i}] ({tier.name}): {error}") from None
+    for problem in fit.problems(profile, profile.models()):
+        raise ConfigError(f"{origin}: {problem}")
     return profile
 
 

@@ -163,6 +163,17 @@ def ask(photo: Path, deadline_s: float, as_json: bool, profile_name: str) -> Non
     print_answer(photo, load_profile(profile_name), deadline_s, as_json=as_json)
 
 
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.option("--check", is_flag=True, help="Compare with the GPUs and the memory of this host.")
+@profile_option
+def plan(as_json: bool, check: bool, profile_name: str) -> None:
+    """Which model sits on which device, and what it takes there. A profile that does not fit is refused."""
+    from ops.plan import print_plan
+
+    print_plan(load_profile(profile_name), as_json=as_json, check=check)
+
+
 @cli.group()
 def verdicts() -> None:
     """The verdict database."""

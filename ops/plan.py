@@ -1,0 +1,157 @@
+"""natix-fleet plan: which model sits where, what it takes there, and whether this host has it."""
+
+import os
+import subprocess
+
+import click
+import msgspec
+from msgspec import Struct
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from configs.errors import ConfigError
+from configs.memory import Device, Load, Need, host_bytes, loads, shown
+from configs.profile import Profile
+from ops.report_text import LOG_WIDTH
+
+#: Two cards of one name differ by what their firmware keeps: this share less is still the same card.
+TOLERANCE = 0.02
+
+
+class DevicePlan(Struct, frozen=True):
+    """One device: what it has, the most that is awake there at once, and who is there."""
+
+    name: str
+    memory_bytes: int
+    usable_bytes: int
+    needed_bytes: int
+    tiers: tuple[Need, ...]
+
+
+class Plan(Struct, frozen=True):
+    """A profile on its devices."""
+
+    profile: str
+    devices: tuple[DevicePlan, ...]
+    #: 0: the profile does not say.
+    host_memory_bytes: int
+    host_needed_bytes: int
+    #: Tiers on no device of the list.
+    elsewhere: tuple[str, ...]
+
+
+def make_plan(profile: Profile) -> Plan:
+    """The plan of a profile that load_profile accepted: it fits."""
+    found = loads(profile, profile.models())
+    placed = {need.tier for load in found for need in load.needs}
+    return Plan(
+        profile=profile.name,
+        devices=tuple(_device_plan(load) for load in found),
+        host_memory_bytes=profile.host_memory_bytes,
+        host_needed_bytes=host_bytes(found),
+        elsewhere=tuple(tier.name for tier in profile.tiers if tier.name not in placed),
+    )
+
+
+def _device_plan(load: Load) -> DevicePlan:
+    return DevicePlan(load.device.name, load.device.memory_bytes, load.usable_bytes, load.needed_bytes, load.needs)
+
+
+def print_plan(profile: Profile, *, as_json: bool, check: bool) -> None:
+    """Prints the plan.
+
+    Args:
+        profile: as load_profile gave it.
+        as_json: for machines.
+        check: compare with what this host has.
+
+    Raises:
+        ConfigError: the host has less than the profile says.
+    """
+    plan = make_plan(profile)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(plan), indent=2).decode())
+    else:
+        _print(plan)
+    if check:
+        for problem in missing(profile, _gpus(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+            raise ConfigError(f"profile {profile.name!r}: {problem}")
+        if not as_json:
+            click.echo("this host has all of it")
+
+
+def _print(plan: Plan) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
+    for device in plan.devices:
+        title = (
+            f"{device.name}: needs {shown(device.needed_bytes)} of {shown(device.usable_bytes)} "
+            f"({shown(device.memory_bytes)} in all)"
+        )
+        table = Table("tier", "models", "", "weights", "awake", "asleep", "host", title=title, box=SIMPLE_HEAD)
+        table.title_justify = "left"
+        for need in device.tiers:
+            sleeps = "sleeps" if need.sleeps else "resident"
+            asleep = shown(need.asleep_bytes) if need.sleeps else "-"
+            sizes = (shown(need.weight_bytes), shown(need.awake_bytes), asleep, shown(need.host_bytes))
+            table.add_row(need.tier, "\n".join(need.models), sleeps, *sizes)
+        console.print(table)
+    if plan.devices:
+        of = f" of {shown(plan.host_memory_bytes)}" if plan.host_memory_bytes else ""
+        console.print(f"host memory: needs {shown(plan.host_needed_bytes)}{of}")
+        if any(need.sleeps for device in plan.devices for need in device.tiers):
+            console.print("of those that sleep at most one is awake on a device at a time")
+    if plan.elsewhere:
+        console.print(f"on no device of the profile's list, so not counted: {', '.join(plan.elsewhere)}")
+
+
+def missing(profile: Profile, here: dict[str, Device], host_memory_bytes: int) -> list[str]:
+    """What a host lacks of what a profile says that it has.
+
+    Args:
+        profile: with its devices.
+        here: the host's GPUs, each by its index and by its UUID.
+        host_memory_bytes: the host's own.
+    """
+    lacks = []
+    for device in profile.devices:
+        found = here.get(device.name)
+        if found is None:
+            lacks.append(f"{device.name}: no such GPU here (there are: {', '.join(here) or 'none'})")
+        elif found.memory_bytes < (1 - TOLERANCE) * device.memory_bytes:
+            lacks.append(
+                f"{device.name} has {shown(found.memory_bytes)}, the profile says {shown(device.memory_bytes)}"
+            )
+    if host_memory_bytes < (1 - TOLERANCE) * profile.host_memory_bytes:
+        lacks.append(
+            f"the host has {shown(host_memory_bytes)} of memory, the profile says {shown(profile.host_memory_bytes)}"
+        )
+    return lacks
+
+
+def _gpus() -> dict[str, Device]:
+    """The GPUs that the driver shows, each by its index and by its UUID."""
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"],  # noqa: S607 - where the driver put it
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return read_gpus(listed)
+
+
+def read_gpus(listed: str) -> dict[str, Device]:
+    """The GPUs of nvidia-smi's answer to index, uuid and memory.total (MiB), each by its index and by its UUID."""
+    found = {}
+    for line in listed.splitlines():
+        index, uuid, mebibytes = (field.strip() for field in line.split(","))
+        # A GPU without memory of its own says [N/A].
+        for name in (f"cuda:{index}", f"cuda:{uuid}") if mebibytes.isdigit() else ():
+            found[name] = Device(name, int(mebibytes) * 2**20)
+    return found
