@@ -24,6 +24,8 @@ class Detections(Struct, frozen=True):
     scores: Floats
     #: N names out of the model's classes or prompts.
     labels: tuple[str, ...]
+    #: The model's own raw logit of the whole photo, where it has one that says more than its boxes; else None.
+    logit: float | None = None
 
 
 NOTHING = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), ())
@@ -61,6 +63,12 @@ class Detector(ABC):
     def detect(self, inputs: Sequence[Any]) -> Sequence[Detections]:
         """The boxes of each input, in their order. Runs in the device thread only; raises as Engine.score()."""
 
+    def logit(self, found: Detections) -> float | None:
+        """The raw logit of a photo; None: the checkpoint has no class that means roadwork, and "none" would be a lie."""
+        if not self.weights:
+            return None
+        return noisy_or(found, self.weights) if found.logit is None else found.logit
+
     def score(self, inputs: Sequence[Any]) -> list[float | None]:
-        """One raw logit a photo, in their order."""
-        return [noisy_or(found, self.weights) for found in self.detect(inputs)]
+        """One raw logit a photo, in their order; None where there is nothing to judge by."""
+        return [self.logit(found) for found in self.detect(inputs)]

@@ -4,8 +4,8 @@ Detectors see boxes. Where a depth model sits beside them, a box of an impossibl
 where a fusion does, it votes on the boxes of all detectors merged.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from msgspec import Struct
 from PIL import Image
@@ -15,7 +15,11 @@ from configs.model import ModelSpec
 from configs.profile import Tier, Voter
 from routing.decision import calibrate
 from routing.messages import Vote
+from workers.detections import Detections, Detector
 from workers.engines import Engine, Runtime, Shot, build
+from workers.size import weigh
+
+T = TypeVar("T")
 
 #: Of each member in order: a raw logit, or None: it abstains.
 Scores = tuple[float | None, ...]
@@ -46,6 +50,8 @@ class Panel:
         self.members = tuple(members)
         self._tier = tier
         self._engines = [member.engine for member in members]
+        self._depth = self._place_of("depth")
+        self._fusion = self._place_of("fusion")
         #: The longest side that a member wants.
         self.input_px = max(member.spec.input_px for member in members)
 
@@ -64,8 +70,8 @@ class Panel:
             engine.warm_up()
 
     def prepare(self, photo: Image.Image, shot: Shot) -> tuple[Any, ...]:
-        """The input of each member; None where it abstains."""
-        return tuple(engine.prepare(photo, shot) for engine in self._engines)
+        """The input of each member, None where it abstains; last what is known of the photo."""
+        return (*(engine.prepare(photo, shot) for engine in self._engines), shot)
 
     def score(self, inputs: Sequence[tuple[Any, ...]]) -> list[Scores]:
         """The scores of each photo, in their order.
@@ -73,7 +79,20 @@ class Panel:
         Raises:
             ContractError: an engine returned what is no list of scores for its inputs.
         """
-        columns = [self._ask(i, engine, inputs) for i, engine in enumerate(self._engines)]
+        depths = self._depths(inputs)
+        #: Of each photo, what each detector saw that has a score of it.
+        seen: list[list[Detections]] = [[] for _ in inputs]
+        columns: list[Sequence[float | None]] = [()] * len(self._engines)
+        # The fusion after all others, wherever it stands.
+        for i in sorted(range(len(columns)), key=lambda i: i == self._fusion):
+            engine = self._engines[i]
+            if i == self._fusion:
+                columns[i] = engine.score(seen)
+            elif isinstance(engine, Detector):
+                columns[i] = self._look(i, engine, inputs, depths, seen)
+            else:
+                columns[i] = self._ask(i, engine.score, inputs)
+            _check(engine, columns[i], inputs)
         return list(zip(*columns, strict=True))
 
     def votes(self, scores: Scores, latency_ms: float) -> list[Vote]:
@@ -84,26 +103,60 @@ class Panel:
             if score is not None
         ]
 
-    def _ask(self, i: int, engine: Engine, inputs: Sequence[tuple[Any, ...]]) -> Sequence[float | None]:
+    def _place_of(self, engine: str) -> int | None:
+        return next((i for i, member in enumerate(self.members) if member.spec.engine == engine), None)
+
+    def _depths(self, inputs: Sequence[tuple[Any, ...]]) -> Sequence[Any]:
+        """The depth map of each photo, in metres; None where it is unknown; empty without a depth model."""
+        if self._depth is None:
+            return []
+        engine: Any = self._engines[self._depth]
+        return self._ask(self._depth, engine.measure, inputs)
+
+    def _look(
+        self,
+        i: int,
+        engine: Detector,
+        inputs: Sequence[tuple[Any, ...]],
+        depths: Sequence[Any],
+        seen: list[list[Detections]],
+    ) -> list[float | None]:
+        """A detector's scores, its boxes held against the depth; what it saw is kept for the fusion."""
+        column: list[float | None] = []
+        for at, found in enumerate(self._ask(i, engine.detect, inputs)):
+            if found is not None and depths and depths[at] is not None:
+                shot: Shot = inputs[at][-1]
+                found = weigh(found, depths[at], shot.size_px, shot.focal_px)
+            logit = None if found is None else engine.logit(found)
+            if found is not None and logit is not None:
+                seen[at].append(found)
+            column.append(logit)
+        return column
+
+    def _ask(
+        self, i: int, ask: Callable[[Sequence[Any]], Sequence[T]], inputs: Sequence[tuple[Any, ...]]
+    ) -> Sequence[T | None]:
+        """What member ``i`` says of the photos that it has an input of; None of the others."""
         mine = [prepared[i] for prepared in inputs]
         there = [at for at, one in enumerate(mine) if one is not None]
         if len(there) == len(mine):
-            return _checked(engine, mine)
-        column: list[float | None] = [None] * len(mine)
+            return ask(mine)
+        said: list[T | None] = [None] * len(mine)
         if there:
-            for at, score in zip(there, _checked(engine, [mine[at] for at in there]), strict=True):
-                column[at] = score
-        return column
+            asked = [mine[at] for at in there]
+            answers = ask(asked)
+            _check(self._engines[i], answers, asked)
+            for at, answer in zip(there, answers, strict=True):
+                said[at] = answer
+        return said
 
 
-def _checked(engine: Engine, inputs: Sequence[Any]) -> Sequence[float | None]:
-    scores = engine.score(inputs)
-    if len(scores) != len(inputs):
+def _check(engine: Engine, said: Sequence[Any], inputs: Sequence[Any]) -> None:
+    if len(said) != len(inputs):
         module = type(engine).__module__
-        raise ContractError(f"{module} returned {len(scores)} scores for {len(inputs)} inputs")
-    if any(score != score for score in scores):  # noqa: PLR0124 - true of NaN only
+        raise ContractError(f"{module} returned {len(said)} scores for {len(inputs)} inputs")
+    if any(one != one for one in said if isinstance(one, float)):  # noqa: PLR0124 - true of NaN only
         raise ContractError(f"{type(engine).__module__} returned a score that is not a number")
-    return scores
 
 
 def build_panel(tier: Tier, specs: Sequence[ModelSpec], device: str) -> Panel:
