@@ -2,6 +2,7 @@
 
 import hashlib
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ from routing.refusals import Misplaced
 _AHEAD = 64
 #: Intake decodes (Pillow lets other threads run meanwhile).
 _INTAKE_THREADS = 2
+#: Of a sequence's name, in characters: it travels with each of its photos.
+_SEQUENCE_LIMIT = 200
 #: Batches of one admission, so that one fsync of the journal covers several when photos come fast.
 _BATCHES_AT_ONCE = 4
 
@@ -143,8 +146,7 @@ class Feed:
         item = Item(
             source=self._admission.source,
             position=position,
-            # No control character: PostgreSQL takes no NUL, and people read it.
-            origin=printable(photo.origin),
+            origin=_plain(photo.origin),
             label=photo.label,
             sha256=taken.sha256,
             stored_bytes=len(taken.data),
@@ -153,6 +155,7 @@ class Feed:
             seen=taken.sha256 in self._training,
             taken_ms=now_ms,
             deadline_ms=now_ms + deadline_ms if deadline_ms else 0,
+            sequence=_plain(photo.sequence)[:_SEQUENCE_LIMIT],
         )
         return _Entry(item, taken.data, bad)
 
@@ -189,6 +192,11 @@ class Feed:
                 batch = []
         if batch:
             yield batch
+
+
+def _plain(name: str) -> str:
+    """A name without control characters: PostgreSQL takes no NUL, and people read it."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", printable(name)).strip()
 
 
 def _take(photo: Photo, policy: Photos) -> tuple[Taken, tuple[str, str] | None]:

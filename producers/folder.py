@@ -1,4 +1,8 @@
-"""Photos in a folder: listed by manifest.csv, sorted into roadwork/ and no_roadwork/, or without labels."""
+"""Photos in a folder: listed by manifest.csv, sorted into roadwork/ and no_roadwork/, or without labels.
+
+A manifest has the columns file and label, and may have source (or source_repo) and sequence, the film or burst that a
+photo is a frame of.
+"""
 
 import csv
 import io
@@ -37,6 +41,7 @@ class Entry(Struct, frozen=True, gc=False):
     file: str
     label: int
     origin: str
+    sequence: str = ""
 
 
 class FolderSource:
@@ -60,9 +65,9 @@ class FolderSource:
                 data = self._read(entry.file)
             except (_UnreadableError, OSError, ValueError, RuntimeError) as error:
                 cause = (error.strerror if isinstance(error, OSError) else None) or str(error)
-                yield Photo(name, None, entry.origin, entry.label, unreadable=cause)
+                yield Photo(name, None, entry.origin, entry.label, cause, entry.sequence)
             else:
-                yield Photo(name, data, entry.origin, entry.label)
+                yield Photo(name, data, entry.origin, entry.label, sequence=entry.sequence)
 
     def _read(self, file: str) -> bytes:
         if not file:
@@ -186,6 +191,7 @@ def _manifest(path: Path, name: str) -> list[Entry]:
             )
             raise SourceError(f"{printable(path)}: line 1: {what}")
         source = next((header.index(column) for column in ("source", "source_repo") if column in header), None)
+        film = header.index("sequence") if "sequence" in header else None
         for row in reader:
             if not row:
                 continue
@@ -197,7 +203,8 @@ def _manifest(path: Path, name: str) -> list[Entry]:
             if label not in _LABELS:
                 raise SourceError(f"{printable(path)}: line {reader.line_num}: label {label!r} is not 1, 0 or empty")
             origin = row[source].strip() if source is not None else ""
-            entries.append(Entry(row[header.index("file")].strip(), _LABELS[label], origin or name))
+            sequence = row[film].strip() if film is not None else ""
+            entries.append(Entry(row[header.index("file")].strip(), _LABELS[label], origin or name, sequence))
     except csv.Error as error:
         raise SourceError(f"{printable(path)}: line {reader.line_num}: {error}") from None
     if not entries:

@@ -1,4 +1,7 @@
-"""Photos in Parquet files as the hub keeps them: columns ``image`` and ``label``, read a few rows at a time."""
+"""Photos in Parquet files as the hub keeps them: columns ``image`` and ``label``, read a few rows at a time.
+
+A column ``sequence``, if there is one, names the film or burst that a photo is a frame of.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +29,8 @@ class Shard(Struct, frozen=True):
     open: Callable[[], Any]
     #: Rows of each row group.
     groups: tuple[int, ...]
+    #: What is read of each row.
+    columns: tuple[str, ...] = ("image", "label")
 
     @property
     def rows(self) -> int:
@@ -59,11 +64,11 @@ class ParquetSource:
             if start >= shard.rows:
                 start -= shard.rows
                 continue
-            for row, image, label in _rows(shard, start):
+            for row, image, label, sequence in _rows(shard, start):
                 if left <= 0:
                     return
                 left -= 1
-                yield _photo(f"{shard.name}#{row}", image, label, self._origin)
+                yield _photo(f"{shard.name}#{row}", image, label, self._origin, sequence)
             start = 0
 
 
@@ -102,7 +107,11 @@ def read_footer(name: str, opener: Callable[[], Any]) -> Shard:
         raise SourceError(
             f"{name}: needs image (binary, or struct with bytes) and label (integer or bool); its columns are {found}"
         )
-    return Shard(name, opener, groups)
+    if "sequence" not in columns:
+        return Shard(name, opener, groups)
+    if not _holds_names(columns["sequence"]):
+        raise SourceError(f"{name}: column sequence is {columns['sequence']}, not string or integer")
+    return Shard(name, opener, groups, ("image", "label", "sequence"))
 
 
 def _holds_photos(column: Any) -> bool:
@@ -115,8 +124,12 @@ def _holds_labels(column: Any) -> bool:
     return column is not None and (pa.types.is_integer(column) or pa.types.is_boolean(column))
 
 
-def _rows(shard: Shard, start: int) -> Iterator[tuple[int, Any, Any]]:
-    """Row number, image and label of each row from ``start`` on."""
+def _holds_names(column: Any) -> bool:
+    return bool(pa.types.is_string(column) or pa.types.is_large_string(column) or pa.types.is_integer(column))
+
+
+def _rows(shard: Shard, start: int) -> Iterator[tuple[int, Any, Any, Any]]:
+    """Row number, image, label and sequence (None without that column) of each row from ``start`` on."""
     first = skipped = 0
     while start - skipped >= shard.groups[first]:
         skipped += shard.groups[first]
@@ -130,7 +143,7 @@ def _rows(shard: Shard, start: int) -> Iterator[tuple[int, Any, Any]]:
             batches = reader.iter_batches(
                 batch_size=ROWS,
                 row_groups=range(first, len(shard.groups)),
-                columns=["image", "label"],
+                columns=list(shard.columns),
                 use_threads=False,
             )
         while True:
@@ -140,12 +153,17 @@ def _rows(shard: Shard, start: int) -> Iterator[tuple[int, Any, Any]]:
             if batch is None:
                 return
             images, labels = batch.column("image"), batch.column("label")
+            sequences = batch.column("sequence") if "sequence" in shard.columns else None
             for i in range(max(0, start - row), len(batch)):
-                yield row + i, images[i].as_py(), labels[i].as_py()
+                with _reading(f"{shard.name}#{row + i}"):
+                    # A string column may hold what is not UTF-8.
+                    sequence = sequences[i].as_py() if sequences is not None else None
+                yield row + i, images[i].as_py(), labels[i].as_py(), sequence
             row += len(batch)
 
 
-def _photo(name: str, image: Any, label: Any, origin: str) -> Photo:
+def _photo(name: str, image: Any, label: Any, origin: str, film: Any) -> Photo:
+    sequence = "" if film is None else str(film)
     path = ""
     if isinstance(image, dict):
         path = image.get("path") or ""
@@ -156,12 +174,11 @@ def _photo(name: str, image: Any, label: Any, origin: str) -> Photo:
         label = UNLABELLED
     elif label not in (0, 1):
         # A wrong label must not be counted, and a photo without one would be: its row is as bad as one without bytes.
-        return Photo(name, None, origin, UNLABELLED, unreadable=f"label {label} is neither 1 nor 0")
+        return Photo(name, None, origin, UNLABELLED, f"label {label} is neither 1 nor 0", sequence)
     if image is None:
-        return Photo(
-            name, None, origin, int(label), unreadable="the row holds no bytes" + (", only a path" * bool(path))
-        )
-    return Photo(name, image, origin, int(label))
+        cause = "the row holds no bytes" + (", only a path" * bool(path))
+        return Photo(name, None, origin, int(label), cause, sequence)
+    return Photo(name, image, origin, int(label), sequence=sequence)
 
 
 @contextmanager

@@ -32,6 +32,8 @@ class Photo(Struct, frozen=True):
     label: int
     #: Why there are no bytes; empty otherwise. The photo keeps its position and ends as a void.
     unreadable: str = ""
+    #: The film or burst that it is a frame of; empty for a still photo. Frames come in the order of positions.
+    sequence: str = ""
 
 
 class Source(Protocol):

@@ -127,6 +127,22 @@ def test_bad_photos_go_to_the_collector(line: Line) -> None:
     assert read_journal(line.folder / "s-1.jsonl").bad == {2: "not-an-image", 7: "not-an-image"}
 
 
+def test_names_travel_without_control_characters(line: Line) -> None:
+    """A frame's film goes with it, cleaned and at most 200 characters long; so is its origin cleaned."""
+    names = ["", "drive 7", "drive\0\n7\x1b[2J\x9b", "caf\udce9", "f" * 300]
+
+    class Film(Photos):
+        def photos(self, start: int) -> Iterator[Photo]:
+            for i, name in enumerate(names[start:], start):
+                yield Photo(name=str(i), data=jpeg(i), origin=name, label=1, sequence=name)
+
+    line.feed(Film(len(names)))
+    blobs = [line.client.hget(b"{nf}:b:" + bid, "items") for bid in line.client.zrange("{nf}:ready:first:bulk", 0, -1)]
+    items = [item for blob in blobs for item in decode_items(blob)]
+    assert [item.sequence for item in items] == ["", "drive 7", "drive 7 [2J", "caf\\xe9", "f" * 200]
+    assert [item.origin for item in items] == ["", "drive 7", "drive 7 [2J", "caf\\xe9", "f" * 300]
+
+
 def test_a_slow_stream_lingers_no_longer_than_asked(line: Line) -> None:
     """A batch that does not fill is closed by time, while its source still waits for the next photo."""
     source = Photos(6, pause_at=2)

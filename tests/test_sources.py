@@ -80,6 +80,13 @@ def test_manifest_prefers_source_and_takes_a_byte_order_mark(tmp_path: Path) -> 
     assert photos(folder)[0].origin == "camera"
 
 
+def test_a_manifest_names_sequences(tmp_path: Path) -> None:
+    """The column sequence says which film a photo is a frame of, readable or not; an empty cell is a still photo."""
+    text = "file,sequence,label\na.jpg, drive 7 ,1\nnone.jpg,drive 7,0\nb.jpg,,0\n"
+    folder = manifest(tmp_path / "d", text, "a.jpg", "b.jpg")
+    assert [photo.sequence for photo in check_restarts(folder)] == ["drive 7", "drive 7", ""]
+
+
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
@@ -307,6 +314,35 @@ def test_parquet_rows_without_a_photo(tmp_path: Path) -> None:
         ("label 2 is neither 1 nor 0", UNLABELLED),
         ("", UNLABELLED),
     ]
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pa.array(["a", "a", None, ""]), ["a", "a", "", ""]),
+        (pa.array(["a", "a", None, ""], pa.large_string()), ["a", "a", "", ""]),
+        (pa.array([7, 7, None, 0]), ["7", "7", "", "0"]),
+    ],
+)
+def test_parquet_names_sequences(tmp_path: Path, column: Any, expected: list[str]) -> None:
+    """The column sequence is read as well, of rows without a photo too; null is a still photo."""
+    path = tmp_path / "a.parquet"
+    images = pa.array([jpeg(0), None, jpeg(2), jpeg(3)], pa.binary())
+    parquet.write_table(pa.table({"image": images, "label": [1, 0, 1, 2], "sequence": column}), path)
+    assert [photo.sequence for photo in check_restarts(path)] == expected
+
+
+def test_parquet_sequences_of_another_type(tmp_path: Path) -> None:
+    """A column of that name that names nothing is told at once; one that is not UTF-8 is told by its row."""
+    path = tmp_path / "a.parquet"
+    images = pa.array([jpeg(0), jpeg(1)], pa.binary())
+    parquet.write_table(pa.table({"image": images, "label": [1, 0], "sequence": [0.5, 1.5]}), path)
+    with pytest.raises(SourceError, match=r"a\.parquet: column sequence is double, not string or integer$"):
+        open_source(str(path))
+    names = pa.array([b"ok", b"\xff"], pa.binary()).view(pa.string())
+    parquet.write_table(pa.table({"image": images, "label": [1, 0], "sequence": names}), path)
+    with pytest.raises(SourceError, match=r"a\.parquet#1: .*utf-8"):
+        photos(path)
 
 
 def test_parquet_of_another_layout(tmp_path: Path) -> None:
