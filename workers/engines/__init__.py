@@ -17,6 +17,10 @@ ENGINES = {
     "ultralytics": "workers.engines.ultralytics",
     "yoloe": "workers.engines.yoloe",
     "sam3": "workers.engines.sam3",
+    "heads": "workers.engines.heads",
+    "classifier": "workers.engines.classifier",
+    "effnet": "workers.engines.effnet",
+    "focus": "workers.engines.focus",
 }
 
 
