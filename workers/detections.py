@@ -64,7 +64,7 @@ class Detector(ABC):
         """The boxes of each input, in their order. Runs in the device thread only; raises as Engine.score()."""
 
     def logit(self, found: Detections) -> float | None:
-        """The raw logit of a photo; None: the checkpoint has no class that means roadwork, and "none" would be a lie."""
+        """The raw logit of a photo; None: no class of the checkpoint means roadwork, and "none" would be a lie."""
         if not self.weights:
             return None
         return noisy_or(found, self.weights) if found.logit is None else found.logit

@@ -123,14 +123,16 @@ class Panel:
     ) -> list[float | None]:
         """A detector's scores, its boxes held against the depth; what it saw is kept for the fusion."""
         column: list[float | None] = []
-        for at, found in enumerate(self._ask(i, engine.detect, inputs)):
-            if found is not None and depths and depths[at] is not None:
-                shot: Shot = inputs[at][-1]
-                found = weigh(found, depths[at], shot.size_px, shot.focal_px)
-            logit = None if found is None else engine.logit(found)
-            if found is not None and logit is not None:
+        for at, boxes in enumerate(self._ask(i, engine.detect, inputs)):
+            if boxes is None:
+                column.append(None)
+                continue
+            shot: Shot = inputs[at][-1]
+            known = bool(depths) and depths[at] is not None
+            found = weigh(boxes, depths[at], shot.size_px, shot.focal_px) if known else boxes
+            column.append(engine.logit(found))
+            if column[-1] is not None:
                 seen[at].append(found)
-            column.append(logit)
         return column
 
     def _ask(
