@@ -1,0 +1,167 @@
+"""Asking a served model: what travels, what is tried again, and in which words it fails."""
+
+import base64
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import workers.served
+from configs.errors import ConfigError
+from tests.rude_server import Reply, rude, said
+from workers.engines import EngineAwayError
+from workers.served import KEY_VARIABLE, RETRIES, URL_VARIABLE, RefusedError, Served, Turn, url_of
+
+QUESTION = [Turn("user", "Is it roadwork?", b"\xff\xd8jpeg")]
+BUSY = Reply(429, b'{"error": "too many"}')
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers.served, "RETRY_BASE_S", 0.01)
+
+
+def ask(url: str, timeout_s: float = 5.0) -> str:
+    """The answer's text."""
+    served = Served(url, "vlm", timeout_s)
+    try:
+        return served.ask(QUESTION, 16).text
+    finally:
+        served.close()
+
+
+def test_what_travels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The photo goes first and unchanged, as a data URL; at temperature 0; with the key as bearer."""
+    monkeypatch.setenv(KEY_VARIABLE, "open sesame")
+    with rude(said("yes", "length")) as server:
+        served = Served(server.url + "/v1/", "vlm", 5)
+        answer = served.ask([*QUESTION, Turn("assistant", "Hm."), Turn("user", "Well?")], 16)
+        served.close()
+    assert (answer.text, answer.finish) == ("yes", "length")
+    (body,) = server.asked
+    image, text = body["messages"][0]["content"]
+    head, _, photo = image["image_url"]["url"].partition(",")
+    assert head == "data:image/jpeg;base64"
+    assert base64.b64decode(photo) == QUESTION[0].photo
+    assert text == {"type": "text", "text": "Is it roadwork?"}
+    assert [turn["role"] for turn in body["messages"]] == ["user", "assistant", "user"]
+    assert body["messages"][2]["content"] == "Well?"
+    assert (body["model"], body["max_tokens"], body["temperature"]) == ("vlm", 16, 0.0)
+    assert server.headers[0]["authorization"] == "Bearer open sesame"
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_a_busy_server_is_asked_again(status: int) -> None:
+    """Two refusals that may pass, then the answer."""
+    with rude(Reply(status), Reply(status), said("yes")) as server:
+        assert ask(server.url) == "yes"
+    assert len(server.asked) == 3
+
+
+def test_a_torn_reply_is_asked_for_again() -> None:
+    """A connection that ends before its reply costs one more question."""
+    with rude(Reply(body=b'{"choi', torn=True), said("yes")) as server:
+        assert ask(server.url) == "yes"
+    assert len(server.asked) == 2
+
+
+def test_retry_after_is_kept() -> None:
+    """The server's own pause goes before ours; one that is longer than the time left is not begun."""
+    with rude(Reply(429, headers={"retry-after": "1"}), said("yes")) as server:
+        start_s = time.monotonic()
+        assert ask(server.url) == "yes"
+        assert time.monotonic() - start_s >= 1
+    with rude(Reply(429, headers={"retry-after": "60"})) as server:
+        start_s = time.monotonic()
+        with pytest.raises(EngineAwayError, match="says 429"):
+            ask(server.url)
+        assert time.monotonic() - start_s < 2
+    assert len(server.asked) == 1
+
+
+def test_a_server_that_stays_busy_is_away() -> None:
+    """After the retries: the engine is away, with the server's status and words."""
+    with rude(BUSY) as server, pytest.raises(EngineAwayError, match=r'says 429: \{"error": "too many"\}'):
+        ask(server.url)
+    assert len(server.asked) == RETRIES + 1
+
+
+def test_a_refused_connection_is_an_engine_away() -> None:
+    """Nobody listens: away, and the address is named."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(EngineAwayError, match=f"http://127.0.0.1:{port}: .*refused"):
+        ask(f"http://127.0.0.1:{port}")
+
+
+def test_a_late_answer_is_an_engine_away() -> None:
+    """The time-out ends one question, and it is not put twice to a server that is still at work on it."""
+    with rude(Reply(after_s=1.5)) as server:
+        start_s = time.monotonic()
+        with pytest.raises(EngineAwayError, match=r"has not answered in 0\.3 s"):
+            ask(server.url, timeout_s=0.3)
+        assert time.monotonic() - start_s < 1
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_wrong_name_or_key_is_no_photos_fault(status: int) -> None:
+    """Items wait until somebody puts it right; no retry, and the message says where to look."""
+    with (
+        rude(Reply(status, b"no model 'vlm'")) as server,
+        pytest.raises(EngineAwayError, match="is 'vlm' served there"),
+    ):
+        ask(server.url)
+    assert len(server.asked) == 1
+
+
+def test_a_question_may_be_refused() -> None:
+    """A 400 is this question's fault: no EngineAwayError, so the photo is suspected."""
+    with rude(Reply(400, b"prompt is too long\ntrace")) as server:
+        with pytest.raises(RefusedError, match=r"says 400: prompt is too long$"):
+            ask(server.url)
+        assert not issubclass(RefusedError, EngineAwayError)
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"{}", b'{"choices": []}', b'{"choices": [{"message": "yes"}]}'])
+def test_what_is_no_completion_is_an_engine_away(body: bytes) -> None:
+    """Another program on that port is no photo's fault."""
+    with rude(Reply(body=body)) as server, pytest.raises(EngineAwayError, match="answered with"):
+        ask(server.url)
+
+
+def test_many_at_once() -> None:
+    """One client serves many threads, each with its own answer."""
+    with rude(said("yes")) as server, ThreadPoolExecutor(8) as pool:
+        served = Served(server.url, "vlm", 5)
+        texts = list(pool.map(lambda i: served.ask([Turn("user", str(i))], 1).text, range(32)))
+        served.close()
+    assert texts == ["yes"] * 32
+    assert sorted(int(body["messages"][0]["content"]) for body in server.asked) == list(range(32))
+
+
+def test_names() -> None:
+    """Which models a server has."""
+    with rude(Reply(body=b'{"object": "list", "data": [{"id": "a"}, {"id": "b", "root": "x"}]}')) as server:
+        served = Served(server.url, "vlm", 5)
+        assert served.names() == ["a", "b"]
+        served.close()
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://host", "http://", "http://host:port"])
+def test_a_url_that_is_none(url: str) -> None:
+    """Said at once, not at the first photo."""
+    with pytest.raises(ConfigError, match="is no URL of a served model"):
+        Served(url, "vlm", 5)
+
+
+def test_where_the_server_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment goes before the row; with neither the variable is named."""
+    monkeypatch.delenv(URL_VARIABLE, raising=False)
+    assert url_of("http://row") == "http://row"
+    with pytest.raises(ConfigError, match=URL_VARIABLE):
+        url_of("")
+    monkeypatch.setenv(URL_VARIABLE, "http://environment")
+    assert url_of("http://row") == "http://environment"
