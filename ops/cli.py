@@ -175,6 +175,21 @@ def plan(as_json: bool, check: bool, profile_name: str) -> None:
 
 
 @cli.group()
+def consensus() -> None:
+    """How votes become one probability."""
+
+
+@consensus.command("fit")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A .toml to paste into the profile.")
+@profile_option
+def consensus_fit(out: Path, profile_name: str) -> None:
+    """Fits the votes of labelled verdicts, and says whether that is better than to pool them."""
+    from ops.consensus import fit_consensus
+
+    fit_consensus(load_profile(profile_name), out)
+
+
+@cli.group()
 def verdicts() -> None:
     """The verdict database."""
 

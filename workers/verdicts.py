@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import msgspec
 import sqlalchemy as sa
+from msgspec import Struct
 from sqlalchemy.dialects import postgresql, sqlite
 
 from configs.errors import FleetError
@@ -22,6 +23,18 @@ from workers.verdict_schema import VERDICTS, prepare
 
 #: Rows in memory at once while reading or exporting.
 CHUNK_ROWS = 16_384
+
+
+class Labelled(Struct, frozen=True, gc=False):
+    """A labelled verdict, for those who learn from it."""
+
+    source: str
+    position: int
+    origin: str
+    #: 1 roadwork, 0 none.
+    label: int
+    #: In the order in which they were cast.
+    votes: tuple[Vote, ...]
 
 
 class VerdictDatabase:
@@ -113,6 +126,16 @@ class VerdictDatabase:
                     of_scope = cells.setdefault("seen/" * seen + scope, [0] * 4)
                     of_scope[2 * label + decided] += n
         return {scope: Counts(tp=tp, tn=tn, fp=fp, fn=fn) for scope, (tn, fp, fn, tp) in cells.items()}
+
+    def labelled(self, sources: Sequence[str] = ()) -> Iterator[Labelled]:
+        """Every labelled verdict on a photo that no model was trained on, by source and position; no voids."""
+        column = VERDICTS.c
+        query = self._of(sources, sa.select(column.source, column.position, column.origin, column.label, column.votes))
+        query = query.where(column.label.is_not(None), column.p.is_not(None), column.seen == 0)
+        votes = msgspec.json.Decoder(tuple[Vote, ...])
+        for chunk in self._read(query.order_by(column.source, column.position)):
+            for source, position, origin, label, text in chunk:
+                yield Labelled(source, position, origin, label, votes.decode(text))
 
     def reasons(self, sources: Sequence[str] = ()) -> dict[str, int]:
         """How many voids have which reason, the most frequent first."""
