@@ -14,9 +14,13 @@ from configs.model import ModelSpec, Precision
 ENGINES = {
     "onnx": "workers.engines.onnx",
     "detr": "workers.engines.detr",
+    "depth": "workers.engines.depth",
+    "cotracker": "workers.engines.cotracker",
+    "anomalyclip": "workers.engines.anomalyclip",
     "ultralytics": "workers.engines.ultralytics",
     "yoloe": "workers.engines.yoloe",
     "sam3": "workers.engines.sam3",
+    "sam3_agent": "workers.engines.sam3_agent",
     "heads": "workers.engines.heads",
     "classifier": "workers.engines.classifier",
     "effnet": "workers.engines.effnet",
