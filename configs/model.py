@@ -70,7 +70,10 @@ class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     #: Repository on the Hugging Face hub, or where else the weights are published.
     id: str = ""
-    #: Commit or tag of ``id``.
+    #: The same weights in fewer bits, each a repository of its own; none for a precision: there is none, or the engine
+    #: makes it of ``id`` when it loads.
+    quantised: dict[Precision, str] = {}
+    #: Commit or tag of the repository.
     revision: str = ""
     #: Weights: beside model.toml, or within the repository.
     file: str = ""
@@ -116,6 +119,11 @@ class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def name(self) -> str:
         """As it stands in votes."""
         return f"{self.key}@{self.version}"
+
+    @property
+    def repository(self) -> str:
+        """Where the weights of its precision are published."""
+        return self.quantised.get(self.precision, self.id)
 
     @property
     def folder(self) -> Path:
