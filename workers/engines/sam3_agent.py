@@ -180,6 +180,7 @@ class Engine:
         """One raw logit a photo; None: the other model could not be understood.
 
         What it names is looked for; the boxes are shown to it, numbered; what it confirms counts, by SAM 3's presence.
+
         Raises:
             EngineAwayError: the server is away or busy.
             DeviceMemoryError: there is no memory for so many at once.
