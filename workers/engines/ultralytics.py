@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from msgspec import Struct
 from PIL import Image
 
@@ -32,6 +31,7 @@ os.environ.setdefault("ULTRALYTICS_SAFE_LOAD", "true")
 # The library would set it to 1 for all that is imported later.
 _THREADS = os.environ.get("OMP_NUM_THREADS")
 
+import torchvision  # noqa: E402, F401 - the library's NMS takes its kernels where it is imported already
 from ultralytics import YOLO  # noqa: E402 - after what it reads when imported
 from ultralytics.data.augment import LetterBox  # noqa: E402
 from ultralytics.utils.nms import non_max_suppression  # noqa: E402
@@ -56,6 +56,9 @@ class Engine(Detector):
 
     A row without classes abstains: its checkpoint knows nothing of roadwork, and a constant no would be a lie.
     """
+
+    #: Boxes of different classes compete for one thing; the library's choice for its prediction.
+    agnostic = False
 
     def __init__(self, spec: ModelSpec, runtime: Runtime) -> None:
         super().__init__(self.wanted(spec))
@@ -145,6 +148,7 @@ class Engine(Detector):
             conf_thres=self._spec.least_score,
             iou_thres=NMS_IOU,
             classes=self._ids,
+            agnostic=self.agnostic,
             nc=len(self._names),
             end2end=self._end_to_end,
             # After its time limit the library would leave the other photos of the batch without boxes.

@@ -1,7 +1,7 @@
 """Runs YOLOE, a YOLO that is asked for things in words, with the words' embeddings made before.
 
-The text encoder that makes them is a download of its own, and a worker fetches nothing. So they lie in a file beside the
-checkpoint, made once where there is a network, with the library itself:
+The text encoder that makes them is a download of its own, and a worker fetches nothing. So they lie in a file beside
+the checkpoint, made once where there is a network, with the library itself:
 
     model = ultralytics.YOLOE("yoloe-26x-seg.pt")
     model.set_classes(["traffic cone", "excavator"])
@@ -23,6 +23,9 @@ from ultralytics import YOLOE  # isort: skip
 
 class Engine(yolo.Engine):
     """One YOLOE on one device, asked for the row's prompts."""
+
+    # Prompts overlap: "a cone" and "a traffic cone" are one thing.
+    agnostic = True
 
     @staticmethod
     def wanted(spec: ModelSpec) -> dict[str, float]:
