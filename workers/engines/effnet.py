@@ -19,7 +19,7 @@ MEAN = (127 / 255,) * 3
 STD = (128 / 255,) * 3
 
 
-class Pooled(torch.nn.Module):
+class Pooled(torch.nn.Module):  # type: ignore[misc] # torch is not where mypy runs
     """The trunk and two poolings: the average over places, and the maximum, since a far cone is one place of eighty."""
 
     def __init__(self, trunk: EfficientNet) -> None:

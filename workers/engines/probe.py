@@ -98,7 +98,9 @@ def packaged(spec: ModelSpec) -> Path:
     remedy = f"pip install -e '.[{spec.extra}]'"
     found = find_spec(package)
     if found is None or not found.submodule_search_locations:
-        raise ConfigError(f"model {spec.key!r}: its trunk is in the package {package}, which is not installed: {remedy}")
+        raise ConfigError(
+            f"model {spec.key!r}: its trunk is in the package {package}, which is not installed: {remedy}"
+        )
     path = Path(found.submodule_search_locations[0]) / file
     try:
         with path.open("rb") as held:
