@@ -1,0 +1,36 @@
+"""Photos for measuring engines: JPEG, pairwise distinct, as heavy to decode as street photos, quick to make."""
+
+import io
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+from PIL import Image
+
+#: Cells of noise along a side, blown up to the photo: about the bytes a pixel of a street photo at this quality.
+_COARSE, _FINE = 12, 96
+_QUALITY = 90
+
+
+def noise(seed: int, side_px: int) -> Image.Image:
+    """One RGB square; another for each seed."""
+    dice = np.random.default_rng(seed)
+    coarse, fine = (
+        Image.fromarray(dice.integers(0, 256, (cells, cells, 3), dtype=np.uint8)).resize((side_px, side_px))
+        for cells in (_COARSE, _FINE)
+    )
+    return Image.blend(coarse, fine, 0.3)
+
+
+def jpeg(seed: int, side_px: int) -> bytes:
+    """The same, as a JPEG."""
+    buffer = io.BytesIO()
+    noise(seed, side_px).save(buffer, "JPEG", quality=_QUALITY)
+    return buffer.getvalue()
+
+
+def jpegs(count: int, side_px: int) -> Iterator[bytes]:
+    """``count`` of them, in order, made on all cores."""
+    with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
+        yield from pool.map(jpeg, range(count), [side_px] * count, chunksize=32)

@@ -1,0 +1,169 @@
+"""One engine through the whole fleet: admission, a real worker process of one tier, the collector, the database."""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from msgspec import Struct
+
+from configs.errors import AccountError, ServerError
+from configs.profile import Profile, load_profile
+from ops.account import baseline, settle_account
+from ops.fleet import fleet_children
+from ops.serve import DATABASE
+from ops.server import EmbeddedServer
+from ops.supervisor import POLL_INTERVAL_S, Supervisor
+from producers.admission import Admission
+from producers.admitted import read_journal
+from producers.journal import Journal
+from routing.broker import Doorbells, make_app
+from routing.ledger import Ledger
+from routing.messages import UNLABELLED, Item
+from routing.store import ServerPhotos
+from workers.verdicts import VerdictDatabase
+from workers.weights import WEIGHTS_VARIABLE
+
+SOURCE = "bench"
+TIER = "measured"
+#: Batches of one admit, as the producer does when photos come faster than it admits.
+_ADMIT_BATCHES = 4
+#: No verdict for this long, and there will be none.
+_STILL_S = 60.0
+#: As in ops.bench.bare: a focal length, so that depth models take the photo.
+_FOCAL_PX = 600.0
+
+
+class Load(Struct, frozen=True):
+    """What goes through."""
+
+    key: str
+    device: str
+    weights: Path
+    photos: Sequence[bytes]
+    side_px: int
+    max_batch: int
+    #: Threads of the worker that decode.
+    threads: int
+
+
+class Through(Struct, frozen=True):
+    """What came out."""
+
+    images: int = 0
+    #: From the first verdict to the last.
+    images_per_s: float = 0.0
+    #: Until the worker took work: libraries, weights, warm-up.
+    ready_s: float = 0.0
+    error: str = ""
+
+
+def measure(server: EmbeddedServer, folder: Path, load: Load) -> Through:
+    """Starts the fleet, feeds it, waits for every verdict, checks the account.
+
+    Args:
+        server: emptied first.
+        folder: an empty one, for logs, journal and database.
+        load: what goes through.
+
+    Raises:
+        FleetError: a process gave up, verdicts did not come, or the account does not balance.
+    """
+    client = server.address.connect()
+    client.flushall()
+    profile_path = folder / "measured.toml"
+    profile_path.write_text(_profile(load))
+    profile = load_profile(str(profile_path))
+    ledger = Ledger(client)
+    before = baseline(ledger, profile)
+    env = {DATABASE: f"sqlite:///{folder / 'verdicts.db'}", WEIGHTS_VARIABLE: str(load.weights.absolute())}
+    children = fleet_children(profile, str(profile_path), server.address, folder, env, None)
+    begun_s = time.perf_counter()
+    # One that dies is a finding, not something to heal: the supervisor's restarts would only blur the rate.
+    with Supervisor(children) as fleet:
+        _until(fleet, lambda: fleet.all_ready)
+        ready_s = time.perf_counter() - begun_s
+        with Journal.create(
+            folder / "journal", SOURCE, profile=profile.digest(), spec="noise", limit=None, started_ms=0
+        ) as journal:
+            doorbells = Doorbells(make_app(server.address, profile, events=False))
+            _feed(Admission(SOURCE, profile, ledger, ServerPhotos(client), doorbells, journal, "bulk"), profile, load)
+        images = len(load.photos)
+
+        def done() -> int:
+            return images - ledger.snapshot([]).use.get("items", 0)
+
+        _until(fleet, lambda: done() > 0, done)
+        first, first_s = done(), time.perf_counter()
+        _until(fleet, lambda: done() >= images, done)
+        took_s = time.perf_counter() - first_s
+    with VerdictDatabase(env[DATABASE], create=False) as database:
+        account = settle_account([read_journal(journal.path)], database, ledger, before)
+    if not account.balanced or account.quarantined or account.admitted != images:
+        raise AccountError(f"{load.key}: the account does not balance: {account.problems or account}")
+    return Through(images, (images - first) / took_s, ready_s)
+
+
+def _profile(load: Load) -> str:
+    """A fleet of one tier of one model, as a user would write it."""
+    return "\n".join(
+        [
+            f'name = "{TIER}"',
+            "[batch]",
+            f"max_items = {min(load.max_batch, 4096)}",
+            "[photos]",
+            f"max_side_px = {max(load.side_px, 64)}",
+            "[[tiers]]",
+            f'name = "{TIER}"',
+            f'model = "{load.key}"',
+            f'device = "{load.device}"',
+            f"max_batch = {load.max_batch}",
+            f"threads = {load.threads}",
+            "stall_s = 120.0",
+            "",
+        ]
+    )
+
+
+def _feed(admission: Admission, profile: Profile, load: Load) -> None:
+    admission.open()
+    step = _ADMIT_BATCHES * profile.batch.max_items
+    for start in range(0, len(load.photos), step):
+        photos = load.photos[start : start + step]
+        now_ms = int(time.time() * 1000)
+        items = [
+            Item(
+                source=SOURCE,
+                position=position,
+                origin=SOURCE,
+                label=UNLABELLED,
+                sha256=hashlib.sha256(photo).digest(),
+                stored_bytes=len(photo),
+                size_px=(load.side_px, load.side_px),
+                focal_px=_FOCAL_PX,
+                taken_ms=now_ms,
+            )
+            for position, photo in enumerate(photos, start)
+        ]
+        admission.admit(items, photos, {})
+    admission.close()
+
+
+def _until(fleet: Supervisor, done: Callable[[], bool], count: Callable[[], int] = int) -> None:
+    """Waits, minding the processes; until they are ready the supervisor bounds it.
+
+    Raises:
+        ServerError: one died; with the last lines that it wrote.
+        AccountError: the count stood still for long.
+    """
+    last, moved_s = -1, time.monotonic()
+    while not done():
+        for event in fleet.poll():
+            if event.what in {"exited", "killed"}:
+                raise ServerError(f"{event.child} {event.what}: {event.detail}")
+        now = count()
+        if now != last or not fleet.all_ready:
+            last, moved_s = now, time.monotonic()
+        elif time.monotonic() - moved_s > _STILL_S:
+            raise AccountError(f"{now:,} verdicts came, and no more for {_STILL_S:g} s")
+        time.sleep(POLL_INTERVAL_S / 10)
