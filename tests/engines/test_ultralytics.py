@@ -11,13 +11,11 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from configs.errors import ConfigError
 from configs.model import ModelSpec
 from tests.engines.checkpoints import Shelf, photos, scores_of
 from tests.engines.contract import holds
-from workers.detections import Detections
 from workers.engines import Runtime, Shot
 from workers.engines.ultralytics import Engine
 from workers.engines.yoloe import Engine as Yoloe
@@ -213,7 +211,6 @@ def note(event, args):
         events.append([event, str(args)])
 sys.addaudithook(note)
 import msgspec
-from PIL import Image
 from configs.model import ModelSpec
 from workers.engines import Runtime, Shot, build
 spec = msgspec.json.decode({msgspec.json.encode(SPEC)!r}, type=ModelSpec)
@@ -292,7 +289,7 @@ def test_boxes_lie_within_the_photo(shelf: Shelf) -> None:
     """Whatever the photo's shape, boxes are shares of it and have the row's labels only."""
     small(shelf)
     engine = engine_of()
-    found: list[Detections] = engine.detect([engine.prepare(photo, Shot()) for photo in photos(3)])
+    found = engine.detect([engine.prepare(photo, Shot()) for photo in photos(3)])
     for one in found:
         assert one.boxes.shape == (len(one.labels), 4)
         assert np.all((one.boxes >= 0) & (one.boxes <= 1))

@@ -95,7 +95,7 @@ def build(spec: ModelSpec, runtime: Runtime) -> Engine:
     if spec.engine not in ENGINES:
         raise ConfigError(f"model {spec.key!r}: no engine {spec.engine!r}; there are {', '.join(sorted(ENGINES))}")
     try:
-        module = import_module(ENGINES[spec.engine])
+        module = import_module("workers.engines.apart" if spec.environment else ENGINES[spec.engine])
     except ImportError as error:
         remedy = f"pip install -e '.[{spec.extra}]'" if spec.extra else "install the project anew"
         raise ConfigError(f"model {spec.key!r}: engine {spec.engine!r} needs {error.name}: {remedy}") from None
