@@ -18,7 +18,8 @@ from msgspec import Struct
 
 from configs.errors import ConfigError
 from configs.model import ModelSpec, load_model
-from ops.bench.noise import noise
+from ops.bench.noise import light_of, noise
+from workers.detections import Detector
 from workers.device import pin
 from workers.engines import DeviceMemoryError, Engine, Runtime, Shot, build
 from workers.weights import WEIGHTS_VARIABLE
@@ -95,7 +96,7 @@ def measure(order: Order) -> Bare:
     engine.load()
     load_s = time.perf_counter() - begun_s
     held_bytes = meter.held_bytes()
-    prepared_per_s, inputs = _prepare(engine, batches[-1] * _INPUTS_OF_A_BATCH, order)
+    prepared_per_s, inputs = _prepare(engine, batches[-1] * _INPUTS_OF_A_BATCH, order.side_px, light_of(spec))
     if inputs:
         scores = engine.score(inputs[: batches[0]])
         voted = f"{sum(score is not None for score in scores)} of {len(scores)}"
@@ -121,10 +122,10 @@ def _put(spec: ModelSpec, order: Order, device: str) -> None:
         put(spec, Path(order.weights), device)
 
 
-def _prepare(engine: Engine, count: int, order: Order) -> tuple[float, list[Any]]:
+def _prepare(engine: Engine, count: int, side_px: int, light: float) -> tuple[float, list[Any]]:
     """Photos a second through prepare() on one thread, and what it made of them."""
-    shot = Shot(size_px=(order.side_px, order.side_px), focal_px=_FOCAL_PX)
-    photos = [noise(seed, order.side_px) for seed in range(count)]
+    shot = Shot(size_px=(side_px, side_px), focal_px=_FOCAL_PX)
+    photos = [noise(seed, side_px, light) for seed in range(count)]
     begun_s = time.perf_counter()
     inputs = [engine.prepare(photo, shot) for photo in photos]
     took_s = time.perf_counter() - begun_s
@@ -149,7 +150,7 @@ def _speed(
     try:
         if compiled:
             engine.warm_up()
-        engine.score(inputs[:batch])
+        _work(engine)(inputs[:batch])
         meter.wait()
         warm_up_s = time.perf_counter() - begun_s
         rates = [_rate(engine, inputs, batch, order.seconds / order.repeats, meter.wait) for _ in range(order.repeats)]
@@ -163,13 +164,22 @@ def _speed(
     return Speed(batch, compiled, median(rates), (min(rates), max(rates)), meter.most_bytes(), warm_up_s)
 
 
+def _work(engine: Engine) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """What is timed: score(), unless the model has no vote of its own and score() would not even ask it."""
+    if isinstance(engine, Detector) and not engine.weights:
+        return engine.detect
+    work: Callable[[Sequence[Any]], Sequence[Any]] = getattr(engine, "measure", engine.score)
+    return work
+
+
 def _rate(engine: Engine, inputs: Sequence[Any], batch: int, seconds: float, wait: Callable[[], None]) -> float:
+    work = _work(engine)
     places = range(0, len(inputs) - batch + 1, batch)
     scored = 0
     begun_s = time.perf_counter()
     while True:
         for start in places:
-            scored += len(engine.score(inputs[start : start + batch]))
+            scored += len(work(inputs[start : start + batch]))
             wait()
             took_s = time.perf_counter() - begun_s
             if took_s >= seconds:

@@ -25,7 +25,7 @@ from configs.errors import DiskError, FleetError
 from configs.model import ModelSpec, catalogue, load_model
 from ops.bench import through
 from ops.bench.bare import Bare, Order, Speed
-from ops.bench.noise import jpegs
+from ops.bench.noise import jpegs, light_of
 from ops.bench.through import Load, Through
 from ops.lock import RunLock
 from ops.report_text import LOG_WIDTH
@@ -85,7 +85,9 @@ def measure(key: str, settings: Settings, server: EmbeddedServer, console: Conso
     console.print(f"{key}: {bare.error or ', '.join(map(_speed_text, bare.speeds)) or bare.voted}")
     fast = max((speed for speed in bare.speeds if not speed.error), key=lambda speed: speed.images_per_s, default=None)
     found = Through()
-    if settings.through and fast is not None:
+    if settings.through and fast is not None and bare.voted.startswith("0 "):
+        found = Through(error="it abstains: a worker has nothing to wait for")
+    elif settings.through and fast is not None:
         # Random weights that this run made are there for the worker as well.
         found = _through(key, settings, server, fast)
         console.print(f"{key}, through the worker: {found.error or f'{found.images_per_s:,.1f} images/s'}")
@@ -130,7 +132,7 @@ def _through(key: str, settings: Settings, server: EmbeddedServer, fast: Speed) 
         key=key,
         device=settings.device,
         weights=settings.weights,
-        photos=list(jpegs(count, settings.side_px)),
+        photos=list(jpegs(count, settings.side_px, light_of(load_model(key)))),
         side_px=settings.side_px,
         max_batch=fast.batch,
         threads=settings.threads,

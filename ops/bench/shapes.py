@@ -17,6 +17,7 @@ from configs.model import ModelSpec
 SHAPES = {
     "natix-roadwork-vit": "ops.bench.shapes_transformers",
     "dinov3-vith16plus": "ops.bench.shapes_transformers",
+    "dinov3-heads": "ops.bench.shapes_transformers",
     "dfine-x": "ops.bench.shapes_transformers",
     "night-dfine": "ops.bench.shapes_transformers",
     "rtdetrv2-r50": "ops.bench.shapes_transformers",

@@ -7,6 +7,8 @@ at each) and, where nothing is said, the defaults of its configuration classes, 
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
 from transformers import (
     BertConfig,
     CLIPTokenizer,
@@ -54,6 +56,8 @@ def save(spec: ModelSpec, model: Any, folder: Path) -> None:
     """The model with its processor."""
     model.save_pretrained(folder)
     _processor(spec).save_pretrained(folder)
+    if heads := spec.options.get("heads"):
+        save_file(_heads(model.config.hidden_size), folder / str(heads))
 
 
 def _named(spec: ModelSpec, count: int) -> dict[str, Any]:
@@ -83,6 +87,20 @@ def _dinov3(_: ModelSpec) -> Any:
             hidden_act="silu",
         )
     )
+
+
+def _heads(width: int) -> dict[str, torch.Tensor]:
+    """All three heads of workers.engines.heads, the attentive one with four queries."""
+    queries = 4
+    return {
+        "cls.weight": torch.randn(width),
+        "cls.bias": torch.zeros(1),
+        "mean.weight": torch.randn(width),
+        "mean.bias": torch.zeros(1),
+        "attentive.queries": torch.randn(queries, width),
+        "attentive.weight": torch.randn(queries * width),
+        "attentive.bias": torch.zeros(1),
+    }
 
 
 def _dfine(spec: ModelSpec) -> Any:
@@ -180,6 +198,7 @@ def _florence(_: ModelSpec) -> Any:
 _MODELS = {
     "natix-roadwork-vit": _vit,
     "dinov3-vith16plus": _dinov3,
+    "dinov3-heads": _dinov3,
     "dfine-x": _dfine,
     "night-dfine": _dfine,
     "rtdetrv2-r50": _rtdetr,
@@ -199,7 +218,7 @@ def _processor(spec: ModelSpec) -> Any:
     match spec.key:
         case "natix-roadwork-vit":
             return ViTImageProcessor(size=side)
-        case "dinov3-vith16plus":
+        case "dinov3-vith16plus" | "dinov3-heads":
             return DINOv3ViTImageProcessor(size=side)
         case "dfine-x" | "night-dfine" | "rtdetrv2-r50":
             # These take pixels of 0 to 1 as they are.
