@@ -8,6 +8,7 @@ import click
 
 from configs.errors import UsageError
 from configs.profile import load_profile
+from ops.models_command import models
 from routing.command import run_command
 from routing.logs import configure_logging
 
@@ -252,6 +253,9 @@ def quarantine_drop(image_ids: tuple[str, ...], profile_name: str) -> None:
     from ops.quarantine import drop
 
     drop(load_profile(profile_name), image_ids)
+
+
+cli.add_command(models)
 
 
 def main() -> None:

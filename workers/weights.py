@@ -3,8 +3,13 @@
 import os
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from configs.errors import ConfigError, SourceError
 from configs.model import ModelSpec
@@ -35,42 +40,69 @@ def find(spec: ModelSpec) -> Path:
 
 
 def fetch(spec: ModelSpec) -> Path:
-    """Downloads a model's weights from the hub into its cache.
+    """Downloads a model's weights from the hub into its cache; what is there already stays.
+
+    Returns:
+        The folder, named after the commit that came.
 
     Raises:
         ConfigError: they are not on the hub, or their licence was not accepted.
         SourceError: the hub is away.
     """
-    if "/" not in spec.id or ":" in spec.id:
+    if not _on_hub(spec):
         raise ConfigError(f"model {spec.key!r}: its weights are not on the hub: {_remedy(spec)}")
     try:
-        folder = snapshot_download(
-            spec.id, revision=spec.revision or None, allow_patterns=[spec.file] if spec.file else None
-        )
+        folder = _snapshot(spec, local_files_only=False)
     except GatedRepoError:
         raise ConfigError(
-            f"model {spec.key!r}: {spec.id} is gated: accept its licence on the hub, then set HF_TOKEN"
+            f"model {spec.key!r}: {spec.repository} is gated: accept its licence on the hub, then set HF_TOKEN"
         ) from None
     except RepositoryNotFoundError:
-        raise ConfigError(f"model {spec.key!r}: the hub has no {spec.id}, or HF_TOKEN may not see it") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SourceError(f"model {spec.key!r}: {spec.id} cannot be fetched: {reason}") from None
-    return Path(folder)
+        raise ConfigError(f"model {spec.key!r}: the hub has no {spec.repository}, or HF_TOKEN may not see it") from None
+    except RevisionNotFoundError:
+        raise ConfigError(
+            f"model {spec.key!r}: {spec.repository} has no revision {spec.revision!r}: mend its row"
+        ) from None
+    except Exception as error:  # noqa: BLE001 - the hub's client raises what its HTTP library does, and that changes
+        cause = next(iter(str(error).splitlines()), "") or type(error).__name__
+        if constants.HF_HUB_OFFLINE:
+            cause = "HF_HUB_OFFLINE is set, so the hub may not be asked: unset it"
+        raise SourceError(f"model {spec.key!r}: {spec.repository} cannot be fetched: {cause}") from None
+    if not (folder / spec.file).exists():
+        raise ConfigError(f"model {spec.key!r}: {spec.repository} has no file {spec.file!r}: mend its row")
+    return folder
+
+
+def _snapshot(spec: ModelSpec, *, local_files_only: bool) -> Path:
+    return Path(
+        snapshot_download(
+            spec.repository,
+            revision=spec.revision or None,
+            # Where one file was fetched, the others are not missing.
+            allow_patterns=[spec.file] if spec.file else None,
+            local_files_only=local_files_only,
+        )
+    )
 
 
 def _cached(spec: ModelSpec) -> Path | None:
-    if "/" not in spec.id or ":" in spec.id:
+    """Their folder in the hub's cache, whole; None: they are not there, or not all of them."""
+    if not _on_hub(spec):
         return None
     try:
-        return Path(snapshot_download(spec.id, revision=spec.revision or None, local_files_only=True))
+        return _snapshot(spec, local_files_only=True)
     except (LocalEntryNotFoundError, OSError):
         return None
 
 
+def _on_hub(spec: ModelSpec) -> bool:
+    """Whether the weights are published there: OWNER/NAME, and no address of another place."""
+    return "/" in spec.repository and ":" not in spec.repository
+
+
 def _remedy(spec: ModelSpec) -> str:
     put = f"put them into a folder {spec.key} under ${WEIGHTS_VARIABLE}"
-    if "/" not in spec.id or ":" in spec.id:
-        return f"{put} ({spec.id or 'published nowhere'})"
+    if not _on_hub(spec):
+        return f"{put} ({spec.repository or 'published nowhere'})"
     gate = ", after accepting its licence on the hub and setting HF_TOKEN" if spec.gated else ""
-    return f"natix-fleet models fetch {spec.key} (from {spec.id}{gate}), or {put}"
+    return f"natix-fleet models fetch {spec.key} (from {spec.repository}{gate}), or {put}"

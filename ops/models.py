@@ -1,0 +1,131 @@
+"""natix-fleet models: every model that was asked for, what stands in for it, and what is known of each."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import get_args
+
+import click
+import msgspec
+from msgspec import Struct
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Column, Table
+
+from configs.memory import weight_bytes
+from configs.model import ModelSpec, State, catalogue
+
+#: Columns where there is no terminal to ask: a row of this table is longer than those of other reports.
+LOG_WIDTH = 180
+
+STATES: tuple[State, ...] = get_args(State)
+
+
+class Row(Struct, frozen=True):
+    """One model, as --json says it."""
+
+    key: str
+    #: 0 foundation to 6 consensus.
+    level: int
+    #: The name that was asked for; empty: nobody asked for it.
+    requested: str
+    id: str
+    revision: str
+    state: State
+    reason: str
+    seen: str
+    replaced_by: str
+    engine: str
+    extra: str
+    environment: str
+    precision: str
+    #: Of the weights at ``precision``; 0: not known.
+    bytes: int
+    params: int
+    licence: str
+    gated: bool
+    non_commercial: bool
+    #: Of its vote where a profile says nothing.
+    weight: float
+
+
+def rows(level: int | None = None) -> list[Row]:
+    """The catalogue by level, of one level or all.
+
+    Raises:
+        ConfigError: the catalogue is damaged.
+    """
+    specs = (spec for spec in catalogue().values() if level in (None, spec.level))
+    return [_row(spec) for spec in sorted(specs, key=lambda spec: spec.level)]
+
+
+def _row(spec: ModelSpec) -> Row:
+    own = {name: getattr(spec, name) for name in Row.__struct_fields__ if name not in ("id", "bytes")}
+    return Row(id=spec.repository, bytes=_bytes(spec), **own)
+
+
+def _bytes(spec: ModelSpec) -> int:
+    """Of the weights, on a device; of the project's own, as their file is."""
+    if spec.path.is_file():
+        return spec.path.stat().st_size
+    return weight_bytes(spec, spec.precision)
+
+
+def print_models(level: int | None, *, as_json: bool) -> None:
+    """Prints the catalogue.
+
+    Args:
+        level: only this one; None: all.
+        as_json: for machines.
+
+    Raises:
+        ConfigError: the catalogue is damaged.
+    """
+    found = rows(level)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        return
+    table = Table(
+        Column("key", no_wrap=True),
+        "level",
+        Column("asked for as", no_wrap=True),
+        Column("state", no_wrap=True),
+        Column("engine", no_wrap=True),
+        Column("extra", no_wrap=True),
+        Column("size", justify="right", no_wrap=True),
+        Column("licence", max_width=24, no_wrap=True),
+        Column("why", ratio=1, min_width=16, no_wrap=True),
+        box=SIMPLE_HEAD,
+        expand=True,
+    )
+    for row in found:
+        table.add_row(
+            row.key,
+            str(row.level),
+            row.requested or "-",
+            row.state,
+            row.engine or "-",
+            row.extra or row.environment or "-",
+            size(row.bytes),
+            f"{row.licence or '-'}{' (gated)' if row.gated else ''}",
+            f"see {row.replaced_by}: {row.reason}" if row.replaced_by else row.reason,
+        )
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
+    console.print(table)
+    console.print(count(found))
+
+
+def count(found: Sequence[Row]) -> str:
+    """How many there are, and in which states."""
+    states = Counter(row.state for row in found)
+    asked = sum(bool(row.requested) for row in found)
+    parts = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
+    return f"{len(found)} models, {asked} of them asked for by name: {parts}"
+
+
+def size(of_bytes: int) -> str:
+    """Bytes for people; "-" for none."""
+    if of_bytes >= 1e9:
+        return f"{of_bytes / 1e9:.1f} GB"
+    return f"{of_bytes / 1e6:.1f} MB" if of_bytes else "-"
