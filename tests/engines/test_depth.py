@@ -23,7 +23,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
 Depth = npt.NDArray[np.float32]
 
-SMALL: dict[str, Any] = {"input_px": 56}
+# In this interpreter, wherever the catalogue says that it runs.
+SMALL: dict[str, Any] = {"input_px": 56, "environment": ""}
 NET = {"name": "vits", "out_layers": [2, 5, 8, 11], "alt_start": -1, "qknorm_start": -1, "rope_start": -1}
 HEAD = {"dim_in": 384, "output_dim": 1, "features": 16, "out_channels": [8, 8, 16, 16]}
 
