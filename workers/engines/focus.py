@@ -4,7 +4,6 @@ The names and shapes of its tensors are those of transformers.Dinov2Model (12 la
 on each layer). Whose weights they are the package does not say; its licence is MIT.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import onnxruntime
 
 from configs.errors import ConfigError
 from workers.engines import DeviceMemoryError
-from workers.engines.onnx import NO_MEMORY, THREADS_VARIABLE, Pixels
+from workers.engines.onnx import NO_MEMORY, Pixels, _threads
 from workers.engines.probe import Features, Probe
 
 #: The graph's input, (N, 3, 224, 224) float32, and the tensor after its last layer norm: (N, 1 + 256, 384), the
@@ -40,7 +39,7 @@ class Engine(Probe):
                 f"this onnxruntime {onnxruntime.__version__} has no CUDA"
             )
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(os.environ.get(THREADS_VARIABLE, "1"))
+        options.intra_op_num_threads = _threads()
         options.inter_op_num_threads = 1
         # As in onnx.py: threads that spin would take the core that decodes the next photos.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
