@@ -76,5 +76,5 @@ def test_a_row_says_what_night_is() -> None:
 )
 def test_a_row_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     """A bound that is no luma, or a target below it, is named."""
-    with pytest.raises(ConfigError, match="night_below = .* night_target = "):
+    with pytest.raises(ConfigError, match=r"night_below = .* night_target = "):
         night(night=True, **wrong)

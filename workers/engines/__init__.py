@@ -12,6 +12,8 @@ from configs.model import ModelSpec, Precision
 
 #: The engine's name in the catalogue -> the module that holds its ``Engine``. Imported only when named.
 ENGINES = {
+    "grounding": "workers.engines.grounding",
+    "florence": "workers.engines.florence",
     "onnx": "workers.engines.onnx",
     "detr": "workers.engines.detr",
     "depth": "workers.engines.depth",

@@ -53,8 +53,8 @@ def night_of(spec: ModelSpec) -> Night | None:
     )
     if not (isinstance(below, int | float) and isinstance(target, int | float) and 0 < below <= target < 255):
         raise ConfigError(
-            f"model {spec.key!r}: night_below = {below!r} and night_target = {target!r} are lumas above 0 and below 255, "
-            "the second no less than the first"
+            f"model {spec.key!r}: night_below = {below!r} and night_target = {target!r} must be lumas above 0 and "
+            "below 255, the second no less than the first"
         )
     return Night(float(below), float(target))
 
