@@ -109,7 +109,7 @@ class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     #: In words: how its output becomes a score, and when it abstains.
     score: str = ""
     abstains: str = ""
-    #: Of its vote where a profile says nothing; 0 until a calibrator was fitted, since a raw score is no probability.
+    #: Proposed for its vote; 0 until a calibrator was fitted, since a raw score is no probability. The profile decides.
     weight: Annotated[float, Meta(ge=0)] = 0.0
     calibrator: Calibrator = Calibrator()
     #: File beside model.toml with one sha256 (hex) a line: the photos that the model was trained on.

@@ -27,6 +27,7 @@ ENGINES = {
     "classifier": "workers.engines.classifier",
     "effnet": "workers.engines.effnet",
     "focus": "workers.engines.focus",
+    "fusion": "workers.engines.fusion",
 }
 
 
