@@ -65,7 +65,7 @@ def rude(*replies: Reply) -> Iterator[Rude]:
             with suppress(ConnectionError):  # who asked has not waited: that is a test's point
                 self.end_headers()
                 self.wfile.write(reply.body)
-            self.close_connection = reply.torn
+            self.close_connection |= reply.torn
 
         def do_GET(self) -> None:
             self.do_POST()

@@ -24,11 +24,7 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ask(url: str, timeout_s: float = 5.0) -> str:
     """The answer's text."""
-    served = Served(url, "vlm", timeout_s)
-    try:
-        return served.ask(QUESTION, 16).text
-    finally:
-        served.close()
+    return Served(url, "vlm", timeout_s).ask(QUESTION, 16).text
 
 
 def test_what_travels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +33,6 @@ def test_what_travels(monkeypatch: pytest.MonkeyPatch) -> None:
     with rude(said("yes", "length")) as server:
         served = Served(server.url + "/v1/", "vlm", 5)
         answer = served.ask([*QUESTION, Turn("assistant", "Hm."), Turn("user", "Well?")], 16)
-        served.close()
     assert (answer.text, answer.finish) == ("yes", "length")
     (body,) = server.asked
     image, text = body["messages"][0]["content"]
@@ -137,7 +132,6 @@ def test_many_at_once() -> None:
     with rude(said("yes")) as server, ThreadPoolExecutor(8) as pool:
         served = Served(server.url, "vlm", 5)
         texts = list(pool.map(lambda i: served.ask([Turn("user", str(i))], 1).text, range(32)))
-        served.close()
     assert texts == ["yes"] * 32
     assert sorted(int(body["messages"][0]["content"]) for body in server.asked) == list(range(32))
 
@@ -147,7 +141,6 @@ def test_names() -> None:
     with rude(Reply(body=b'{"object": "list", "data": [{"id": "a"}, {"id": "b", "root": "x"}]}')) as server:
         served = Served(server.url, "vlm", 5)
         assert served.names() == ["a", "b"]
-        served.close()
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://host", "http://", "http://host:port"])

@@ -7,6 +7,7 @@ import base64
 import os
 import random
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
@@ -79,6 +80,8 @@ class Served:
         if parsed.scheme not in {"http", "https"} or not parsed.host:
             raise ConfigError(f"{url!r} is no URL of a served model: http://HOST:PORT is one")
         self._client = httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"} if key else {})
+        # An engine has no end of its own, so its connections end with the last that refers to it.
+        weakref.finalize(self, self._client.close)
 
     def names(self) -> list[str]:
         """The models that the server has; empty when it does not say.
@@ -107,10 +110,6 @@ class Served:
             raise EngineAwayError(f"{self.url} answered without a choice")
         choice = completion.choices[0]
         return Answer(choice.message.content or "", choice.finish_reason or "")
-
-    def close(self) -> None:
-        """Closes its connections."""
-        self._client.close()
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None) -> httpx2.Response:
         """The reply, its status 200; tried again while that may help and time is left."""

@@ -87,7 +87,7 @@ def numbered(photo: Image.Image, boxes: Sequence[Box]) -> Image.Image:
         colour = COLOURS[(number - 1) % len(COLOURS)]
         left, top, right, bottom = (share * side for share, side in zip(box.corners, photo.size * 2, strict=True))
         pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=colour, width=line_px)
-        corner = (min(left, photo.width - text_px), min(top, photo.height - text_px))
+        corner = (min(left, photo.width - 2 * text_px), min(top, photo.height - text_px))
         plate = pen.textbbox(corner, str(number), font_size=text_px)
         pen.rectangle(plate, fill=colour)
         pen.text(corner, str(number), fill=(0, 0, 0), font_size=text_px)
