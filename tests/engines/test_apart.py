@@ -93,7 +93,7 @@ print(json.dumps([here, scores, [[f.boxes.tolist(), f.scores.tolist(), f.labels]
 
 def test_a_yolo_beside_a_worker_without_its_library(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores and boxes of a YOLO come through, and the worker's own process never imports ultralytics nor torch."""
-    from tests.engines.test_ultralytics import SPEC, engine_of, small
+    from tests.engines.tiny_yolo import SPEC, small
 
     small(shelf, "yolo11n.yaml", "yolo-master-n")
     environment(monkeypatch, "YOLO_MASTER")
@@ -106,14 +106,15 @@ def test_a_yolo_beside_a_worker_without_its_library(shelf: Shelf, monkeypatch: p
     assert done.returncode == 0, done.stderr
     imported, scores, boxes = json.loads(done.stdout)
     assert imported == []
-    inside = engine_of(msgspec.structs.replace(spec, environment=""))
-    assert scores == pytest.approx(scores_of(inside, photos(5)), abs=1e-5)
+    inside: Any = build(msgspec.structs.replace(spec, environment=""), Runtime(max_batch=4))
+    inside.load()
+    assert scores == pytest.approx(scores_of(inside, photos(5)), abs=1e-3)
     for (theirs, sure, labels), ours in zip(
         boxes, inside.detect([inside.prepare(photo, Shot()) for photo in photos(2)]), strict=True
     ):
         assert tuple(labels) == ours.labels != ()
-        assert np.array(theirs) == pytest.approx(ours.boxes, abs=1e-5)
-        assert sure == pytest.approx(ours.scores.tolist(), abs=1e-5)
+        assert np.array(theirs) == pytest.approx(ours.boxes, abs=1e-4)
+        assert sure == pytest.approx(ours.scores.tolist(), abs=1e-4)
 
 
 def test_a_killed_interpreter_is_said_and_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +143,7 @@ def test_an_interpreter_that_cannot_start_again_is_away(
     python.unlink()
     os.kill(pid_of(engine), signal.SIGKILL)
     for _ in range(2):
-        with pytest.raises(EngineAwayError, match=r"cannot be started again: .*(No such file|ended with)"):
+        with pytest.raises(EngineAwayError, match=r"cannot be started again: .*No such file"):
             scores_of(engine, photos(2))
     interpreter(python)
     assert scores_of(engine, photos(2)) == before

@@ -16,88 +16,13 @@ from configs.errors import ConfigError
 from configs.model import ModelSpec
 from tests.engines.checkpoints import Shelf, photos, scores_of
 from tests.engines.contract import holds
+from tests.engines.tiny_yolo import CLASSES, NAMES, PROMPTS, SPEC, small, words
 from workers.engines import Runtime, Shot
 from workers.engines.ultralytics import Engine
 from workers.engines.yoloe import Engine as Yoloe
 
 # The engine's file comes before: it tells the library to stay off the network.
 from ultralytics import YOLO, YOLOE  # isort: skip
-from ultralytics.nn.tasks import YOLOEModel  # isort: skip
-
-NAMES = ("Person", "Traffic cone", "Machinery Vehicle", "Barrel/bucket", "Car")
-CLASSES = {"Traffic cone": 1.0, "Barrel/bucket": 0.5}
-PROMPTS = {"traffic cone": 1.0, "an excavator": 0.7}
-SPEC = ModelSpec(
-    key="yolo26-x",
-    level=1,
-    state="shape",
-    reason="a test",
-    file="small.pt",
-    engine="ultralytics",
-    input_px=96,
-    classes=CLASSES,
-    least_score=0.005,
-)
-
-
-def excite(model: Any) -> None:
-    """Untrained, every box has the same score of almost nothing: makes boxes, classes and scores differ."""
-    torch.manual_seed(1)
-    pixels = torch.rand(8, 3, SPEC.input_px, SPEC.input_px)
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.momentum = None
-    model.train()
-    if isinstance(model, YOLOEModel):
-        model.set_classes(list(PROMPTS), embeddings())
-    with torch.no_grad():
-        # What training would have left: statistics of the features, so that they neither vanish nor grow.
-        model(pixels)
-    model.eval()
-    head = model.model[-1]
-    for prefix in ("", "one2one_"):
-        for level in getattr(head, f"{prefix}cv2", None) or ():
-            torch.nn.init.normal_(level[-1].weight, std=0.1)
-        if not isinstance(model, YOLOEModel):
-            for level in getattr(head, f"{prefix}cv3", None) or ():
-                torch.nn.init.normal_(level[-1].weight, std=0.3)
-    with torch.no_grad():
-        raw = model(pixels)[1]
-    for prefix, one in {"": raw.get("one2many", raw), "one2one_": raw.get("one2one")}.items():
-        if one:
-            spread(head, prefix, one["scores"])
-
-
-def spread(head: Any, prefix: str, logits: torch.Tensor) -> None:
-    """Logits, (photos, classes, places), become -4, give or take 2: some boxes are seen, and none for sure."""
-    if words := getattr(head, f"{prefix}cv4", None):
-        gain, shift = 2 / logits.std(), logits.mean()
-        for level in words:
-            level.logit_scale.data += gain.log()
-            level.bias.data.copy_((level.bias - shift) * gain - 4)
-        return
-    gain, shift = 2 / logits.std((0, 2)), logits.mean((0, 2))
-    for level in getattr(head, f"{prefix}cv3"):
-        level[-1].weight.data *= gain.view(-1, 1, 1, 1)
-        level[-1].bias.data.copy_((level[-1].bias - shift) * gain - 4)
-
-
-def embeddings() -> torch.Tensor:
-    """(1, prompts, 512), of length 1: of no text encoder."""
-    torch.manual_seed(2)
-    return torch.nn.functional.normalize(torch.randn(1, len(PROMPTS), 512), dim=-1)
-
-
-def small(shelf: Shelf, kind: str = "yolo26n.yaml", key: str = SPEC.key) -> Path:
-    """Puts a checkpoint of the library's smallest size on the shelf, as the library saves it."""
-    torch.manual_seed(0)
-    model = YOLO(kind)
-    model.model = type(model.model)(kind, nc=len(NAMES), verbose=False)
-    model.model.names = dict(enumerate(NAMES))
-    excite(model.model)
-    path = shelf.put(key) / SPEC.file
-    model.save(path)
-    return path
 
 
 def engine_of(spec: ModelSpec = SPEC, runtime: Runtime | None = None, kind: type[Engine] = Engine) -> Engine:
@@ -211,6 +136,7 @@ def note(event, args):
         events.append([event, str(args)])
 sys.addaudithook(note)
 import msgspec
+from PIL import Image
 from configs.model import ModelSpec
 from workers.engines import Runtime, Shot, build
 spec = msgspec.json.decode({msgspec.json.encode(SPEC)!r}, type=ModelSpec)
@@ -235,19 +161,6 @@ with open({str(out)!r}, "w") as file:
     assert "natix-fleet-ultralytics-" in seen["settings"]
     assert not Path(seen["settings"]).exists()
     assert seen["threads"] is None
-
-
-def words(shelf: Shelf, kind: str, key: str = "yoloe-26x") -> tuple[ModelSpec, Path]:
-    """Puts a YOLOE and its prompts' embeddings, both as the library saves them."""
-    torch.manual_seed(0)
-    model = YOLOE(kind)
-    excite(model.model)
-    path = shelf.put(key) / SPEC.file
-    model.save(path)
-    model = YOLOE(path)
-    model.set_classes(list(PROMPTS), embeddings())
-    model.save_prompt_embeddings(path.parent / "embeddings.npz")
-    return changed(key=key, engine="yoloe", classes={}, prompts=PROMPTS), path
 
 
 @pytest.mark.parametrize("kind", ["yoloe-26n-seg.yaml", "yoloe-26n.yaml", "yoloe-11s.yaml"])

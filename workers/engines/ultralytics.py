@@ -5,6 +5,7 @@ The library likes to fetch, to install and to report; it is told not to before i
 
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ from workers.engines import Runtime, Shot
 from workers.engines.pixels import Pixels, batch
 from workers.engines.torch_device import dtype_of, inference, parts, place, pretrained
 from workers.weights import find
+
+if "ultralytics" in sys.modules:
+    raise RuntimeError("ultralytics was imported before its engine: it would fetch, install and report")
 
 # The directory goes with the process: no settings file in the user's home, and none of an earlier run.
 _SETTINGS = tempfile.TemporaryDirectory(prefix="natix-fleet-ultralytics-")
