@@ -67,6 +67,7 @@ needs_clone = pytest.mark.skipif(CHECKOUT_VARIABLE not in os.environ, reason=f"{
 
 
 @needs_clone
+@pytest.mark.filterwarnings("ignore:pkg_resources is deprecated:UserWarning")
 def test_photos_are_scored(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clone's own classes, small and at random weights, saved as the published ones are."""
     monkeypatch.syspath_prepend(os.environ[CHECKOUT_VARIABLE])

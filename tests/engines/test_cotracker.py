@@ -121,29 +121,37 @@ needs_clone = pytest.mark.skipif(CHECKOUT_VARIABLE not in os.environ, reason=f"{
 
 @pytest.fixture
 def tracker(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The clone's own model at random weights, saved as the published ones are."""
+    """The clone's own model at random weights, saved as the published ones are; it sees all points and moves none."""
     monkeypatch.syspath_prepend(os.environ[CHECKOUT_VARIABLE])
     from cotracker.predictor import CoTrackerPredictor
 
     torch.manual_seed(0)
     model = CoTrackerPredictor(checkpoint=None, offline=True, v2=False, window_len=60).model
+    for head, bias in ((model.updateformer.flow_head, 0.0), (model.updateformer.vis_conf_head, 10.0)):
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.constant_(head.bias, bias)
     torch.save(model.state_dict(), shelf.put("cotracker3") / "scaled_offline.pth")
     return engine_of("cotracker3", Runtime(max_batch=3), options={"least_frames": 2})
 
 
 @needs_clone
 def test_films_are_scored(tracker: Any) -> None:
-    """Frames of a film share a score, finite; a lone frame has none; the order of the batch does not matter."""
+    """Frames of a film share a score, whatever the order of the batch: the highest, since nothing moves; one alone
+    has none.
+    """
     names = [("a", 2), ("b", 1), ("a", 1), ("c", 7), ("b", 2)]
-    pictures = photos(len(names))
     batch = [
         tracker.prepare(photo, Shot(sequence=sequence, position=position))
-        for photo, (sequence, position) in zip(pictures, names, strict=True)
+        for photo, (sequence, position) in zip(photos(len(names)), names, strict=True)
     ]
-    scores = tracker.score(batch)
-    assert scores[0] == scores[2]
-    assert scores[1] == scores[4]
-    assert scores[3] is None
-    assert all(math.isfinite(score) for score in scores if score is not None)
-    assert tracker.score(batch[::-1]) == pytest.approx(scores[::-1], abs=1e-3)
+    highest = log_odds(1.0)
+    assert tracker.score(batch) == [highest, highest, highest, None, highest]
     assert tracker.score([]) == []
+
+
+@needs_clone
+def test_points_out_of_sight_count_against_a_film(tracker: Any) -> None:
+    """The same model, blind: each point is seen in the frame that it was laid over, and in no other."""
+    torch.nn.init.constant_(tracker._track.model.updateformer.vis_conf_head.bias, -10.0)
+    batch = [tracker.prepare(photo, Shot(sequence="a", position=i)) for i, photo in enumerate(photos(2))]
+    assert tracker.score(batch) == [log_odds(0.0)] * 2
