@@ -44,6 +44,9 @@ class Row(Struct, frozen=True):
     licence: str
     gated: bool
     non_commercial: bool
+    #: In words: how its output becomes a score, and when there is none.
+    score: str
+    abstains: str
     #: Of its vote where a profile says nothing.
     weight: float
 
@@ -64,10 +67,8 @@ def _row(spec: ModelSpec) -> Row:
 
 
 def _bytes(spec: ModelSpec) -> int:
-    """Of the weights, on a device; of the project's own, as their file is."""
-    if spec.path.is_file():
-        return spec.path.stat().st_size
-    return weight_bytes(spec, spec.precision)
+    """Of the weights, on a device; of the project's own that says nothing of them, as its file is."""
+    return weight_bytes(spec, spec.precision) or (spec.path.stat().st_size if spec.path.is_file() else 0)
 
 
 def print_models(level: int | None, *, as_json: bool) -> None:

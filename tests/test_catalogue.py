@@ -11,6 +11,8 @@ from packaging.requirements import Requirement
 from configs.errors import ConfigError
 from configs.memory import SERVED
 from configs.model import CATALOGUE, ModelSpec, catalogue, load_model
+from configs.profile import load_profile, profiles
+from ops.models_doc import BEGIN, END, PAGE, rendered
 from workers.engines import ENGINES
 from workers.size import kind_of
 
@@ -262,3 +264,24 @@ def test_a_damaged_catalogue_is_refused(
             catalogue()
     finally:
         catalogue.cache_clear()
+
+
+def test_the_page_is_what_the_command_makes() -> None:
+    """docs/models.md was not edited by hand between its marks, nor the catalogue without the page."""
+    page = PAGE.read_text()
+    assert page.count(BEGIN) == page.count(END) == 1
+    assert rendered(page) == page, "run: python -m ops.models_doc"
+
+
+def test_the_page_says_which_are_gated() -> None:
+    """Its hand-written part names every model of the catalogue whose weights are asked for and gated."""
+    by_hand = PAGE.read_text().partition(BEGIN)[0]
+    for spec in REAL:
+        assert not spec.gated or f"`{spec.key}`" in by_hand
+
+
+@pytest.mark.parametrize("name", profiles())
+def test_no_profile_gives_weight_to_what_is_not_commercial(name: str) -> None:
+    """Whoever runs a profile of the project decides nothing by a model that he may not use at work."""
+    voters = [voter for tier in load_profile(name).tiers for voter in tier.voters]
+    assert not [voter for voter in voters if voter.weight and catalogue()[voter.model].non_commercial]
