@@ -120,7 +120,7 @@ def test_what_a_score_is_worth() -> None:
     assert said(load_model("dfine-x"), 0.0) == (
         "score +0.0000, P(roadwork) 0.5000 (no calibrator was fitted: this is no probability)"
     )
-    assert said(load_model("night-dfine"), None) == "abstains: by day"
+    assert said(load_model("night-dfine"), None).startswith("abstains: by day")
 
 
 @pytest.mark.parametrize(
