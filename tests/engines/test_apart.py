@@ -19,7 +19,7 @@ from configs.model import ModelSpec, load_model
 from tests.engines.checkpoints import Shelf, photos, scores_of
 from tests.engines.contract import holds
 from workers.detections import Detections
-from workers.engines import EngineAwayError, Runtime, Shot, apart, build
+from workers.engines import DeviceMemoryError, EngineAwayError, Runtime, Shot, apart, build
 from workers.engines.apart_frames import Boxes, Depths, Failed, Reply, Scores, receive, send
 
 # The project's own model needs neither torch nor a test's checkpoint: its interpreter is there in a second.
@@ -224,6 +224,26 @@ def test_it_outlives_the_signals_of_its_group(monkeypatch: pytest.MonkeyPatch) -
     first = pid_of(engine)
     assert len(scores_of(engine, photos(2))) == 2
     assert pid_of(engine) == first
+
+
+@pytest.mark.parametrize(
+    ("kind", "raised"),
+    [
+        ("config", ConfigError),
+        ("memory", DeviceMemoryError),
+        ("away", EngineAwayError),
+        ("other", apart.ApartError),
+    ],
+)
+def test_what_the_engine_raises_there_is_raised_here(
+    monkeypatch: pytest.MonkeyPatch, kind: Any, raised: type[Exception]
+) -> None:
+    """So that the worker halves a batch, lets photos wait or suspects one, as it would for an engine of its own."""
+    environment(monkeypatch)
+    engine = apart.Engine(SCOUT, Runtime())
+    with pytest.raises(raised, match="the reason") as caught:
+        engine._checked(Failed(kind, "the reason"))
+    assert type(caught.value) is raised
 
 
 @pytest.mark.parametrize(
