@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -25,26 +24,17 @@ from transformers import (
 )
 
 from configs.errors import ConfigError
-from configs.model import ModelSpec
-from tests.engines.checkpoints import Shelf, photos
+from tests.engines.checkpoints import Shelf, engine_of, photos, scores_of
 from tests.engines.contract import holds
 from workers.engines import Runtime, Shot
-from workers.engines.grounding import Engine, sheet, text_of
+from workers.engines.grounding import sheet, text_of
 
 SIDE_PX = 96
 QUERIES = 8
 PROMPTS = {"Traffic cone": 0.05, "road barrier": 0.02, "excavator": 0.05}
 WORDS = ("traffic", "cone", "road", "barrier", "ex", "##cav", "##ator")
 KEY = "mm-grounding-dino-large"
-ROW = ModelSpec(
-    key=KEY,
-    state="shape",
-    reason="a test",
-    engine="grounding",
-    input_px=SIDE_PX,
-    least_score=0.0,
-    prompts=PROMPTS,
-)
+SMALL: dict[str, Any] = {"input_px": SIDE_PX, "least_score": 0.0, "prompts": PROMPTS}
 FAMILIES = {
     "mm-grounding-dino": (MMGroundingDinoConfig, MMGroundingDinoForObjectDetection),
     "grounding-dino": (GroundingDinoConfig, GroundingDinoForObjectDetection),
@@ -100,14 +90,6 @@ def model(family: str) -> Any:
     return built
 
 
-def engine_of(runtime: Runtime | None = None, **changes: Any) -> Engine:
-    """The engine of the row, changed, loaded and warm."""
-    engine = Engine(msgspec.structs.replace(ROW, **changes), runtime or Runtime(max_batch=4))
-    engine.load()
-    engine.warm_up()
-    return engine
-
-
 def shelved(shelf: Shelf, tmp_path: Path, family: str) -> Path:
     """A checkpoint of a family, where the engine finds it."""
     return shelf.put(KEY, model(family), processor(tmp_path))
@@ -117,7 +99,7 @@ def shelved(shelf: Shelf, tmp_path: Path, family: str) -> Path:
 def test_scores_each_photo_by_its_own_boxes(shelf: Shelf, tmp_path: Path, family: str) -> None:
     """A score depends on the photo, and not on the shapes of the others in its batch."""
     shelved(shelf, tmp_path, family)
-    scores = holds(engine_of(), photos(5))
+    scores = holds(engine_of(KEY, **SMALL), photos(5))
     assert np.ptp(np.array(scores, float)) > 0.02
 
 
@@ -138,7 +120,7 @@ def test_says_what_the_library_says(shelf: Shelf, tmp_path: Path, family: str, s
     assert inputs["pixel_mask"].sum() == size_px[0] * size_px[1]
     with torch.inference_mode():
         out = AutoModelForZeroShotObjectDetection.from_pretrained(folder).eval()(**inputs)
-    engine = engine_of()
+    engine: Any = engine_of(KEY, **SMALL)
     (ours,) = engine.detect([engine.prepare(photo, Shot())])
     ids = inputs["input_ids"][0].tolist()
     words = theirs.tokenizer.convert_ids_to_tokens(ids)
@@ -159,20 +141,18 @@ def test_half_precision_says_nearly_the_same(shelf: Shelf, tmp_path: Path, famil
     """bf16 runs, and its scores are near; which queries are looked at may change."""
     shelved(shelf, tmp_path, family)
     pictures = photos(3)
-    whole, brain = (once(Runtime(max_batch=4, precision=precision), pictures) for precision in ("fp32", "bf16"))
+    whole, brain = (
+        scores_of(engine_of(KEY, Runtime(max_batch=4, precision=precision), **SMALL), pictures)
+        for precision in ("fp32", "bf16")
+    )
     assert brain == pytest.approx(whole, abs=1.0)
     assert brain != whole
-
-
-def once(runtime: Runtime, pictures: list[Image.Image]) -> list[float | None]:
-    engine = engine_of(runtime)
-    return engine.score([engine.prepare(picture, Shot()) for picture in pictures])
 
 
 def test_boxes_are_shares_of_the_photo(shelf: Shelf, tmp_path: Path) -> None:
     """Boxes lie within the photo, one for each query and prompt, where none is too weak."""
     shelved(shelf, tmp_path, "mm-grounding-dino")
-    engine = engine_of()
+    engine: Any = engine_of(KEY, **SMALL)
     for one in engine.detect([engine.prepare(photo, Shot()) for photo in photos(3)]):
         assert one.boxes.shape == (QUERIES * len(PROMPTS), 4)
         assert np.all((one.boxes >= 0) & (one.boxes <= 1))
@@ -204,14 +184,14 @@ def test_prompts_that_cannot_be_read_are_named(
     """A row that asks for nothing, or for what the model would read as something else, is refused at load."""
     shelved(shelf, tmp_path, "mm-grounding-dino")
     with pytest.raises(ConfigError, match=reason):
-        engine_of(prompts=prompts)
+        engine_of(KEY, **SMALL | {"prompts": prompts})
 
 
 def test_too_long_a_text_is_refused(shelf: Shelf, tmp_path: Path) -> None:
     """The library would cut what is over its bound, and the last prompts would never be found."""
     shelved(shelf, tmp_path, "mm-grounding-dino")
     with pytest.raises(ConfigError, match="over 32 tokens"):
-        engine_of(prompts={f"road {'cone ' * i}": 1.0 for i in range(1, 9)})
+        engine_of(KEY, **SMALL | {"prompts": {f"road {'cone ' * i}": 1.0 for i in range(1, 9)}})
 
 
 def test_another_model_is_refused(shelf: Shelf, tmp_path: Path) -> None:
@@ -222,4 +202,4 @@ def test_another_model_is_refused(shelf: Shelf, tmp_path: Path) -> None:
     )
     shelf.put(KEY, OwlViTForObjectDetection(config), processor(tmp_path))
     with pytest.raises(ConfigError, match="OwlViTForObjectDetection, no Grounding DINO"):
-        engine_of()
+        engine_of(KEY, **SMALL)

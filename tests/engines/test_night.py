@@ -64,10 +64,11 @@ def test_only_the_dark_is_seen() -> None:
 
 
 def test_a_row_says_what_night_is() -> None:
-    """Without the option there is no night; bounds are the row's, or the module's."""
+    """Without the option there is no night; bounds are the row's, or the module's; the catalogue's are those."""
     assert night() is None
     assert night(night=False, night_below=10) is None
     assert night(night=True) == Night()
+    assert night_of(spec_of("night-dfine")) == Night()
     assert night(night=True, night_below=40, night_target=90.5) == Night(40, 90.5)
 
 
