@@ -19,7 +19,6 @@ from msgspec import Struct
 from configs.errors import ConfigError
 from configs.model import ModelSpec, load_model
 from ops.bench.noise import light_of, noise
-from workers.detections import Detector
 from workers.device import pin
 from workers.engines import DeviceMemoryError, Engine, Runtime, Shot, build
 from workers.weights import WEIGHTS_VARIABLE
@@ -74,7 +73,7 @@ class Bare(Struct, frozen=True):
     #: What the driver says that this process holds, the CUDA context included.
     process_bytes: int = 0
     speeds: tuple[Speed, ...] = ()
-    #: Of the photos that were scored first, how many had a score; the others: the model abstained.
+    #: Of the photos that were scored first, how many had a score; the model abstained of the others.
     voted: str = ""
     error: str = ""
 
@@ -87,8 +86,7 @@ def measure(order: Order) -> Bare:
     """
     device = pin(order.device)
     os.environ[WEIGHTS_VARIABLE] = order.weights
-    spec = load_model(order.key)
-    _put(spec, order, device)
+    spec = _spec(order, device)
     meter = _Meter(device)
     batches = sorted(order.batches)
     engine = build(spec, Runtime(device=device, max_batch=batches[-1]))
@@ -100,6 +98,8 @@ def measure(order: Order) -> Bare:
     if inputs:
         scores = engine.score(inputs[: batches[0]])
         voted = f"{sum(score is not None for score in scores)} of {len(scores)}"
+        if spec != load_model(order.key):
+            voted = "0: its row names no class, measured with one"
         speeds = [_speed(engine, inputs, batch, order, meter) for batch in batches]
     else:
         voted, speeds = "none: no photo was taken", []
@@ -112,14 +112,17 @@ def measure(order: Order) -> Bare:
     return Bare(order.key, load_s, prepared_per_s, held_bytes, process_bytes, tuple(speeds), voted)
 
 
-def _put(spec: ModelSpec, order: Order, device: str) -> None:
-    """Makes a checkpoint where the model has no weights of the project's own, and its shape is known."""
-    if spec.folder.is_dir() or (Path(order.weights) / spec.key).exists():
-        return
-    from ops.bench.shapes import SHAPES, put  # noqa: PLC0415 - torch, which the smallest models do without
+def _spec(order: Order, device: str) -> ModelSpec:
+    """The row, with a checkpoint at random weights where there are none and its shape is known."""
+    spec = load_model(order.key)
+    if spec.folder.is_dir():
+        return spec
+    from ops.bench.shapes import SHAPES, put, with_a_class  # noqa: PLC0415 - torch, which the smallest models do without
 
+    spec = with_a_class(spec)
     if spec.key in SHAPES:
         put(spec, Path(order.weights), device)
+    return spec
 
 
 def _prepare(engine: Engine, count: int, side_px: int, light: float) -> tuple[float, list[Any]]:
@@ -165,9 +168,7 @@ def _speed(
 
 
 def _work(engine: Engine) -> Callable[[Sequence[Any]], Sequence[Any]]:
-    """What is timed: score(), unless the model has no vote of its own and score() would not even ask it."""
-    if isinstance(engine, Detector) and not engine.weights:
-        return engine.detect
+    """What is timed: score(), or what a model without a vote is there for."""
     work: Callable[[Sequence[Any]], Sequence[Any]] = getattr(engine, "measure", engine.score)
     return work
 

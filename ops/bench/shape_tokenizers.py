@@ -32,11 +32,13 @@ def clip(words: Iterable[str]) -> CLIPTokenizer:
 
 
 def bart(words: Iterable[str], marks: Sequence[str]) -> BartTokenizer:
-    """As BART's, with marks of one's own behind its tokens, in their order."""
+    """As BART's, with marks of one's own behind its tokens, in their order; the last is the place of the photo."""
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     # Within a sentence a word begins with its space, which this alphabet writes so.
     parts, merges = _pairs([["\u0120", *word] for word in words])
-    tokenizer = BartTokenizer(vocab=_vocabulary([*special, *_bytes(), *parts], BART_TOKENS), merges=merges)
+    vocabulary = _vocabulary([*special, *_bytes(), *parts], BART_TOKENS)
+    vocabulary |= {mark: number for number, mark in enumerate(marks, BART_TOKENS)}
+    tokenizer = BartTokenizer(vocab=vocabulary, merges=merges, extra_special_tokens={"image_token": marks[-1]})
     tokenizer.add_tokens(list(marks), special_tokens=True)
     return tokenizer
 

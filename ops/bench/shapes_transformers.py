@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import (
     BertConfig,
-    CLIPTokenizer,
+    CLIPImageProcessor,
     DFineConfig,
     DFineForObjectDetection,
     DINOv3ViTConfig,
@@ -19,6 +19,7 @@ from transformers import (
     DINOv3ViTModel,
     Florence2Config,
     Florence2ForConditionalGeneration,
+    Florence2Processor,
     GroundingDinoImageProcessor,
     GroundingDinoProcessor,
     MMGroundingDinoConfig,
@@ -39,12 +40,15 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from configs.errors import ConfigError
 from configs.model import ModelSpec
-from ops.bench.shape_tokenizers import bert, clip
+from ops.bench.shape_tokenizers import BART_TOKENS, bart, bert, clip
+from workers.engines.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 #: Classes of a checkpoint trained on Objects365 (its own 365 and one that is never used), and on COCO's 91 numbers.
 OBJECTS365, COCO, COCO_NUMBERS = 366, 80, 91
+
+#: BART's tokens, 1,024 marks of tasks and places, and the place of the photo.
+FLORENCE_TOKENS = 51_290
 
 
 def build(spec: ModelSpec) -> Any:
@@ -191,8 +195,9 @@ def _florence(_: ModelSpec) -> Any:
         "num_groups": [8, 16, 32, 64],
         "projection_dim": 1024,
     }
-    text = {"model_type": "bart", "vocab_size": 51_290, "d_model": 1024}
-    return Florence2ForConditionalGeneration(Florence2Config(vision_config=vision, text_config=text))
+    text = {"model_type": "bart", "vocab_size": FLORENCE_TOKENS, "d_model": 1024}
+    config = Florence2Config(vision_config=vision, text_config=text, image_token_id=FLORENCE_TOKENS - 1)
+    return Florence2ForConditionalGeneration(config)
 
 
 _MODELS = {
@@ -215,19 +220,45 @@ def _words(spec: ModelSpec) -> list[str]:
 
 def _processor(spec: ModelSpec) -> Any:
     side = {"height": spec.input_px, "width": spec.input_px}
-    match spec.key:
-        case "natix-roadwork-vit":
-            return ViTImageProcessor(size=side)
-        case "dinov3-vith16plus" | "dinov3-heads":
-            return DINOv3ViTImageProcessor(size=side)
-        case "dfine-x" | "night-dfine" | "rtdetrv2-r50":
-            # These take pixels of 0 to 1 as they are.
-            return RTDetrImageProcessor(size=side, do_normalize=False)
-        case "rf-detr-large":
-            return RfDetrImageProcessor(size=side)
-        case "mm-grounding-dino-large":
-            return GroundingDinoProcessor(GroundingDinoImageProcessor(), bert(_words(spec)))
-        case "sam3":
-            tokenizer: CLIPTokenizer = clip(_words(spec))
-            return Sam3Processor(Sam3ImageProcessor(size=side), tokenizer)
-    raise ConfigError(f"model {spec.key!r}: what goes with its weights is not known here")
+    return _PROCESSORS[spec.key](spec, side)
+
+
+def _florence_processor(spec: ModelSpec, side: dict[str, int]) -> Any:
+    """768 px, stretched; mean and deviation of ImageNet. Source: its preprocessor_config.json."""
+    places = [f"<loc_{place}>" for place in range(1000)]
+    others = [f"<mark-{number}>" for number in range(FLORENCE_TOKENS - BART_TOKENS - len(places) - 1)]
+    tokenizer = bart([*_words(spec), "in", "the", "image"], [*others, *places, "<image>"])
+    images = CLIPImageProcessor(
+        size=side, crop_size=side, do_center_crop=False, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD
+    )
+    # Of 24 x 24 cells and their mean.
+    images.image_seq_length = 577
+    return Florence2Processor(images, tokenizer, post_processor_config={"description_with_bboxes_or_polygons": {}})
+
+
+def _grounding_processor(spec: ModelSpec, _: dict[str, int]) -> Any:
+    """The sides are the engine's own."""
+    return GroundingDinoProcessor(GroundingDinoImageProcessor(), bert(_words(spec)))
+
+
+def _sam3_processor(spec: ModelSpec, side: dict[str, int]) -> Any:
+    return Sam3Processor(Sam3ImageProcessor(size=side), clip(_words(spec)))
+
+
+def _zero_to_one(_: ModelSpec, side: dict[str, int]) -> Any:
+    """These take pixels of 0 to 1 as they are."""
+    return RTDetrImageProcessor(size=side, do_normalize=False)
+
+
+_PROCESSORS = {
+    "natix-roadwork-vit": lambda _, side: ViTImageProcessor(size=side),
+    "dinov3-vith16plus": lambda _, side: DINOv3ViTImageProcessor(size=side),
+    "dinov3-heads": lambda _, side: DINOv3ViTImageProcessor(size=side),
+    "dfine-x": _zero_to_one,
+    "night-dfine": _zero_to_one,
+    "rtdetrv2-r50": _zero_to_one,
+    "rf-detr-large": lambda _, side: RfDetrImageProcessor(size=side),
+    "mm-grounding-dino-large": _grounding_processor,
+    "sam3": _sam3_processor,
+    "florence-2-large": _florence_processor,
+}

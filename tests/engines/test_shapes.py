@@ -76,13 +76,14 @@ def test_a_checkpoint_is_loaded_as_a_published_one(tmp_path: Path) -> None:
 def test_words_are_a_token_each() -> None:
     """In the vocabularies of the real sizes, with the marks where the real ones are."""
     text = " ".join(WORDS)
-    of_bert, of_clip, of_bart = bert(WORDS), clip(WORDS), bart(WORDS, ["<loc_0>", "<loc_1>"])
-    assert (len(of_bert), len(of_clip), len(of_bart)) == (30_522, 49_408, 50_267)
+    of_bert, of_clip, of_bart = bert(WORDS), clip(WORDS), bart(WORDS, ["<loc_0>", "<loc_1>", "<image>"])
+    assert (len(of_bert), len(of_clip), len(of_bart)) == (30_522, 49_408, 50_268)
     assert len(of_bert(text)["input_ids"]) == len(WORDS) + 2
     assert len(of_clip(text)["input_ids"]) == len(WORDS) + 2
     assert of_clip(text)["input_ids"][::5] == [49_406, 49_407]
     assert len(of_bart(f" {text}<loc_1>")["input_ids"]) == len(WORDS) + 3
     assert of_bart("<loc_1>")["input_ids"] == [0, 50_266, 2]
+    assert of_bart.image_token_id == 50_267
 
 
 def test_photos_are_pairwise_distinct() -> None:
