@@ -14,8 +14,8 @@ from rich.table import Column, Table
 from configs.memory import weight_bytes
 from configs.model import ModelSpec, State, catalogue
 
-#: Columns where there is no terminal to ask: a row of this table is longer than those of other reports.
-LOG_WIDTH = 180
+#: Columns that the whole table wants; a narrower terminal gets its left part. Where there is no terminal: these.
+WIDE = 180
 
 STATES: tuple[State, ...] = get_args(State)
 
@@ -85,36 +85,31 @@ def print_models(level: int | None, *, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
         return
-    table = Table(
-        Column("key", no_wrap=True),
-        "level",
-        Column("asked for as", no_wrap=True),
-        Column("state", no_wrap=True),
-        Column("engine", no_wrap=True),
-        Column("extra", no_wrap=True),
-        Column("size", justify="right", no_wrap=True),
-        Column("licence", max_width=24, no_wrap=True),
-        Column("why", ratio=1, min_width=16, no_wrap=True),
-        box=SIMPLE_HEAD,
-        expand=True,
-    )
-    for row in found:
-        table.add_row(
-            row.key,
-            str(row.level),
-            row.requested or "-",
-            row.state,
-            row.engine or "-",
-            row.extra or row.environment or "-",
-            size(row.bytes),
-            f"{row.licence or '-'}{' (gated)' if row.gated else ''}",
-            f"see {row.replaced_by}: {row.reason}" if row.replaced_by else row.reason,
-        )
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = LOG_WIDTH
-    console.print(table)
+        console.width = WIDE
+    console.print(_table(found, wide=console.width >= WIDE))
     console.print(count(found))
+    if console.width < WIDE:
+        console.print(f"{WIDE} columns, or --json, also show engine, extra, licence and why")
+
+
+def _table(found: Sequence[Row], *, wide: bool) -> Table:
+    table = Table("key", "level", "asked for as", "state", Column("size", justify="right"), box=SIMPLE_HEAD)
+    if wide:
+        for name in ("engine", "extra"):
+            table.add_column(name, no_wrap=True)
+        table.add_column("licence", max_width=24, no_wrap=True)
+        table.add_column("why", ratio=1, no_wrap=True)
+        table.expand = True
+    for row in found:
+        cells = [row.key, str(row.level), row.requested or "-", row.state, size(row.bytes)]
+        if wide:
+            cells += [row.engine or "-", row.extra or row.environment or "-"]
+            cells += [f"{row.licence or '-'}{' (gated)' if row.gated else ''}"]
+            cells += [f"see {row.replaced_by}: {row.reason}" if row.replaced_by else row.reason]
+        table.add_row(*cells)
+    return table
 
 
 def count(found: Sequence[Row]) -> str:
