@@ -7,6 +7,7 @@ FLOWER_PORT ?= 5555
 VENV := .venv
 BIN := $(VENV)/bin
 ENGINES := .venv-engines
+DEPTH := depth-anything-3==0.1.1 addict==2.4.0 einops==0.8.2 omegaconf==2.3.0 antlr4-python3-runtime==4.9.3
 
 .PHONY: run up test lint audit types layers unit faults test-engines bench chaos soak clean help
 
@@ -62,6 +63,8 @@ $(ENGINES)/stamp: pyproject.toml ops/cpu_torchvision.py
 	@test -x $(ENGINES)/bin/python || $(PYTHON) -m venv $(ENGINES)
 	@$(ENGINES)/bin/python -m pip install -qq --disable-pip-version-check torch==2.13.0 torchvision==0.28.0
 	@$(ENGINES)/bin/python -m pip install -qq --disable-pip-version-check --editable '.[dev,engines]'
+# Its metadata asks for numpy < 2 and much that it does not need here: so without what it asks for.
+	@$(ENGINES)/bin/python -m pip install -qq --disable-pip-version-check --no-deps $(DEPTH)
 	@$(ENGINES)/bin/python -m ops.cpu_torchvision
 	@touch $@
 

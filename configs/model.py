@@ -93,6 +93,8 @@ class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     library: str = ""
     #: ``pip install -e '.[EXTRA]'`` brings the library; empty: the default installation has it.
     extra: str = ""
+    #: Where no extra can bring it: what to type.
+    install: str = ""
     #: The library cannot live beside the others: the engine runs in the interpreter that
     #: NATIX_FLEET_PYTHON_<ENVIRONMENT> names (workers.engines.apart).
     environment: str = ""

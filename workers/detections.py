@@ -70,5 +70,5 @@ class Detector(ABC):
         return noisy_or(found, self.weights) if found.logit is None else found.logit
 
     def score(self, inputs: Sequence[Any]) -> list[float | None]:
-        """One raw logit a photo, in their order; None where there is nothing to judge by."""
-        return [self.logit(found) for found in self.detect(inputs)]
+        """One raw logit a photo, in their order; None for each where no class means roadwork: then nothing is run."""
+        return [self.logit(found) for found in self.detect(inputs)] if self.weights else [None] * len(inputs)

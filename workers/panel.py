@@ -88,7 +88,7 @@ class Panel:
             engine = self._engines[i]
             if i == self._fusion:
                 columns[i] = engine.score(seen)
-            elif isinstance(engine, Detector):
+            elif isinstance(engine, Detector) and engine.weights:
                 columns[i] = self._look(i, engine, inputs, depths, seen)
             else:
                 columns[i] = self._ask(i, engine.score, inputs)

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from workers.detections import Detections
 
@@ -81,7 +82,7 @@ def weigh(found: Detections, depth_m: npt.NDArray[np.float32], size_px: tuple[in
         _factor_of_box(label, box, depth_m, size_px, focal_px)
         for label, box in zip(found.labels, found.boxes.tolist(), strict=True)
     ]
-    return Detections(found.boxes, found.scores * np.array(factors, np.float32), found.labels)
+    return replace(found, scores=found.scores * np.array(factors, np.float32))
 
 
 def _factor_of_box(

@@ -100,7 +100,7 @@ def build(spec: ModelSpec, runtime: Runtime) -> Engine:
     try:
         module = import_module("workers.engines.apart" if spec.environment else ENGINES[spec.engine])
     except ImportError as error:
-        remedy = f"pip install -e '.[{spec.extra}]'" if spec.extra else "install the project anew"
+        remedy = spec.install or (f"pip install -e '.[{spec.extra}]'" if spec.extra else "install the project anew")
         raise ConfigError(f"model {spec.key!r}: engine {spec.engine!r} needs {error.name}: {remedy}") from None
     engine: Engine = module.Engine(spec, runtime)
     return engine

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from msgspec import Struct
+from msgspec.structs import replace
 from PIL import Image
 from transformers import Sam3Model, Sam3Processor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -185,23 +186,19 @@ class Engine(Detector):
         return square(photo, self._spec.input_px)
 
     def detect(self, inputs: Sequence[Pixels]) -> list[Detections]:
-        """The boxes of every prompt, each with the prompt as its label.
+        """The boxes of every prompt, each with the prompt as its label; and the photo's own raw logit.
+
+        That one is the noisy-or of weight * presence over the prompts, not of the boxes. The model has a token of its
+        own for "it is in the photo", trained apart from the boxes, and a hundred weak boxes do not add up in it.
+        Source: N. Carion and others, SAM 3: Segment Anything with Concepts, 2025 (presence).
 
         Raises:
             DeviceMemoryError: there is no memory for so many at once.
         """
-        return [boxes_of(sights, self._labels) for sights in self._sights(inputs)]
-
-    def score(self, inputs: Sequence[Pixels]) -> list[float | None]:
-        """One raw logit a photo: the noisy-or of weight * presence over the prompts, not of the boxes.
-
-        The model has a token of its own for "it is in the photo", trained apart from the boxes, and a hundred weak
-        boxes do not add up in it. Source: N. Carion and others, SAM 3: Segment Anything with Concepts, 2025 (presence).
-
-        Raises:
-            DeviceMemoryError: there is no memory for so many at once.
-        """
-        return [presence_of(sights, self._labels, self.weights) for sights in self._sights(inputs)]
+        return [
+            replace(boxes_of(sights, self._labels), logit=presence_of(sights, self._labels, self.weights))
+            for sights in self._sights(inputs)
+        ]
 
     def _sights(self, inputs: Sequence[Pixels]) -> list[list[Sight]]:
         """Of each photo, one for each prompt."""

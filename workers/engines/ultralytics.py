@@ -134,14 +134,6 @@ class Engine(Detector):
             found += [self._select(sheet, rows) for sheet, rows in zip(part, kept, strict=True)]
         return found
 
-    def score(self, inputs: Sequence[Sheet]) -> list[float | None]:
-        """One raw logit a photo, in their order; None for each where the row has no classes.
-
-        Raises:
-            DeviceMemoryError: there is no memory for so many at once.
-        """
-        return super().score(inputs) if self.weights else [None] * len(inputs)
-
     def _keep(self, out: Any) -> list[Floats]:
         """Of each photo (N, 6 or more): left, top, right, bottom in pixels of the square, score, class."""
         while isinstance(out, tuple | list):
