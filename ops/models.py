@@ -36,6 +36,8 @@ class Row(Struct, frozen=True):
     replaced_by: str
     engine: str
     extra: str
+    #: What brings the library where an extra cannot.
+    install: str
     environment: str
     precision: str
     #: Of the weights at ``precision``; 0: not known.
