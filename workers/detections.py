@@ -49,6 +49,11 @@ def noisy_or(found: Detections, weights: dict[str, float]) -> float:
     return math.log(p / (1 - p))
 
 
+def image_logit(found: Detections, weights: dict[str, float]) -> float:
+    """The raw logit of a photo: the model's own where it has one, else the noisy-or of its boxes."""
+    return noisy_or(found, weights) if found.logit is None else found.logit
+
+
 class Detector(ABC):
     """An engine that sees boxes; its score of a photo is their noisy-or.
 
@@ -63,12 +68,10 @@ class Detector(ABC):
     def detect(self, inputs: Sequence[Any]) -> Sequence[Detections]:
         """The boxes of each input, in their order. Runs in the device thread only; raises as Engine.score()."""
 
-    def logit(self, found: Detections) -> float | None:
-        """The raw logit of a photo; None: no class of the checkpoint means roadwork, and "none" would be a lie."""
-        if not self.weights:
-            return None
-        return noisy_or(found, self.weights) if found.logit is None else found.logit
-
     def score(self, inputs: Sequence[Any]) -> list[float | None]:
         """One raw logit a photo, in their order; None for each where no class means roadwork: then nothing is run."""
-        return [self.logit(found) for found in self.detect(inputs)] if self.weights else [None] * len(inputs)
+        return (
+            [image_logit(found, self.weights) for found in self.detect(inputs)]
+            if self.weights
+            else [None] * len(inputs)
+        )

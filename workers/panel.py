@@ -15,8 +15,8 @@ from configs.model import ModelSpec
 from configs.profile import Tier, Voter
 from routing.decision import calibrate
 from routing.messages import Vote
-from workers.detections import Detections, Detector
-from workers.engines import Engine, Runtime, Shot, build
+from workers.detections import Detections, image_logit
+from workers.engines import DETECTORS, Engine, Runtime, Shot, build
 from workers.size import weigh
 
 T = TypeVar("T")
@@ -50,6 +50,8 @@ class Panel:
         self.members = tuple(members)
         self._tier = tier
         self._engines = [member.engine for member in members]
+        #: Of each detector, what its labels weigh; empty for others, and for one that knows nothing of roadwork.
+        self._weights = [_weights(member.spec) for member in members]
         self._depth = self._place_of("depth")
         self._fusion = self._place_of("fusion")
         #: The longest side that a member wants.
@@ -80,7 +82,7 @@ class Panel:
             ContractError: an engine returned what is no list of scores for its inputs.
         """
         depths = self._depths(inputs)
-        #: Of each photo, what each detector saw that has a score of it.
+        #: Of each photo, what each detector saw.
         seen: list[list[Detections]] = [[] for _ in inputs]
         columns: list[Sequence[float | None]] = [()] * len(self._engines)
         # The fusion after all others, wherever it stands.
@@ -88,8 +90,8 @@ class Panel:
             engine = self._engines[i]
             if i == self._fusion:
                 columns[i] = engine.score(seen)
-            elif isinstance(engine, Detector) and engine.weights:
-                columns[i] = self._look(i, engine, inputs, depths, seen)
+            elif self._weights[i]:
+                columns[i] = self._look(i, inputs, depths, seen)
             else:
                 columns[i] = self._ask(i, engine.score, inputs)
             _check(engine, columns[i], inputs)
@@ -114,25 +116,20 @@ class Panel:
         return self._ask(self._depth, engine.measure, inputs)
 
     def _look(
-        self,
-        i: int,
-        engine: Detector,
-        inputs: Sequence[tuple[Any, ...]],
-        depths: Sequence[Any],
-        seen: list[list[Detections]],
+        self, i: int, inputs: Sequence[tuple[Any, ...]], depths: Sequence[Any], seen: list[list[Detections]]
     ) -> list[float | None]:
         """A detector's scores, its boxes held against the depth; what it saw is kept for the fusion."""
+        detector: Any = self._engines[i]
         column: list[float | None] = []
-        for at, boxes in enumerate(self._ask(i, engine.detect, inputs)):
+        for at, boxes in enumerate(self._ask(i, detector.detect, inputs)):
             if boxes is None:
                 column.append(None)
                 continue
             shot: Shot = inputs[at][-1]
             known = bool(depths) and depths[at] is not None
             found = weigh(boxes, depths[at], shot.size_px, shot.focal_px) if known else boxes
-            column.append(engine.logit(found))
-            if column[-1] is not None:
-                seen[at].append(found)
+            column.append(image_logit(found, self._weights[i]))
+            seen[at].append(found)
         return column
 
     def _ask(
@@ -151,6 +148,10 @@ class Panel:
             for at, answer in zip(there, answers, strict=True):
                 said[at] = answer
         return said
+
+
+def _weights(spec: ModelSpec) -> dict[str, float]:
+    return spec.classes or spec.prompts if spec.engine in DETECTORS else {}
 
 
 def _check(engine: Engine, said: Sequence[Any], inputs: Sequence[Any]) -> None:

@@ -1,6 +1,7 @@
 """Boxes of several detectors merged, and the panel that has them merged."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from configs.model import ModelSpec
 from tests.engines.checkpoints import STILL
 from workers.detections import NOTHING, Detections, Detector, noisy_or
-from workers.engines import Runtime, Shot
+from workers.engines import DETECTORS, ENGINES, Runtime, Shot
 from workers.engines.fusion import Engine, fuse
 from workers.panel import Member, Panel
 
@@ -137,3 +138,12 @@ def test_without_a_focal_length_no_size_is_judged() -> None:
     panel = Panel("t", [Member(SPEC, Sees(found)), Member(DEPTH, Far(200.0))])
     (scores,) = panel.score([panel.prepare(Image.new("RGB", (8, 8)), STILL)])
     assert scores[0] == noisy_or(found, {"cone": 1.0})
+
+
+# Depth Anything 3's own, when it is imported.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("name", sorted(ENGINES))
+def test_detectors_are_those_that_see_boxes(name: str) -> None:
+    """The list that a panel goes by is true of every engine: of one apart it cannot look at the class."""
+    engine = import_module(ENGINES[name]).Engine
+    assert issubclass(engine, Detector) == (name in DETECTORS)

@@ -30,6 +30,9 @@ ENGINES = {
     "fusion": "workers.engines.fusion",
 }
 
+#: Those that see boxes: their ``Engine`` is a workers.detections.Detector, here or in an interpreter of its own.
+DETECTORS = frozenset({"detr", "grounding", "florence", "ultralytics", "yoloe", "sam3"})
+
 
 class EngineAwayError(Exception):
     """The model cannot score at present, whatever the photos: a served model that is away. They wait and come again."""

@@ -1,7 +1,7 @@
 """Runs an engine in another interpreter, because its library cannot live beside the others.
 
-YOLO-Master's package is called ultralytics too; Depth Anything 3 wants an older numpy. The environment's interpreter
-runs workers.engines.apart_child; requests and replies are frames over its standard input and output.
+YOLO-Master's package is called ultralytics too. The environment's interpreter runs workers.engines.apart_child;
+requests and replies are frames over its standard input and output.
 
 Photos are prepared there and not here, in the call that scores them: here there is no library to prepare with, and an
 input kept there for each photo prepared would outlive those that are never scored.
@@ -46,7 +46,6 @@ ROOT = Path(__file__).parents[2]
 #: Environments by name: what must be installed there beside OURS.
 ENVIRONMENTS = {
     "yolo-master": "github.com/Tencent/YOLO-Master (pip install -e CHECKOUT: no index has it), torchvision",
-    "depth-anything-3": "depth-anything-3, torch and torchvision",
 }
 #: What this project's own files need there.
 OURS = "msgspec, pillow, numpy and huggingface-hub"
