@@ -9,12 +9,13 @@ import pytest
 
 import tests.test_stops
 from configs.model import load_model
-from configs.profile import Delivery, Profile, Stack, Tier, Voter
+from configs.profile import Delivery, Profile, Stack, Tier, Voter, load_profile
 from ops.server import EmbeddedServer
 from routing.audit import audit
 from routing.batches import item_batch
 from routing.consensus import logit
-from routing.messages import Item
+from routing.decision import decide
+from routing.messages import Item, Vote
 from tests.test_stops import Fleet, photos
 from workers.verdicts import VerdictDatabase
 
@@ -248,3 +249,24 @@ def test_what_decides_is_in_the_digest(changed: Profile) -> None:
 def test_what_a_host_has_is_not_in_the_digest(changes: dict[str, Any]) -> None:
     """Another card, and how a model lies on it, is the same fleet."""
     assert _with_first(**changes).digest() == _with_first().digest()
+
+
+@pytest.mark.parametrize("name", ["h100x2", "h100x2-all"])
+@pytest.mark.parametrize(
+    ("p", "agree", "asked"),
+    [(0.02, True, False), (0.98, True, False), (0.02, False, True), (0.04, True, True), (0.5, True, True)],
+)
+def test_the_shipped_profiles_ask_no_vlm_about_what_is_sure(name: str, p: float, agree: bool, asked: bool) -> None:
+    """p = 0.02 of a panel that agrees is a verdict; with one vote in three on the other side the surest band is asked."""
+    profile = load_profile(name)
+    panel = profile.tier("panel")
+    recorded = [p, p, p] if agree else [p, p, 0.9]
+    votes = (
+        Vote("classifier", "natix-roadwork-vit@1", p, 1.0, 1.0),
+        *(Vote("panel", f"m{i}@1", one, 0.0, 1.0) for i, one in enumerate(recorded)),
+    )
+    end = decide(msgspec.structs.replace(photos(1)[0], votes=votes), panel, profile.after("panel"), 0)
+    assert isinstance(end, str) is asked
+    if asked:
+        low, high = profile.tier(str(end)).band or (0.0, 0.0)
+        assert low <= abs(2 * p - 1) < high
