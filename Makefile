@@ -69,7 +69,7 @@ $(ENGINES)/stamp: pyproject.toml ops/cpu_torchvision.py
 	@touch $@
 
 test-engines: $(ENGINES)/stamp ## Every engine whose library an index serves, on small checkpoints, in an environment of its own
-	HF_HUB_OFFLINE=1 $(ENGINES)/bin/python -m pytest tests/engines
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(ENGINES)/bin/python -m pytest tests/engines
 
 bench: $(VENV)/run.stamp ## Delivery, beside plain Celery: var/bench.json
 	$(BIN)/python -m ops.bench

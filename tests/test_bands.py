@@ -257,7 +257,7 @@ def test_what_a_host_has_is_not_in_the_digest(changes: dict[str, Any]) -> None:
     [(0.02, True, False), (0.98, True, False), (0.02, False, True), (0.04, True, True), (0.5, True, True)],
 )
 def test_the_shipped_profiles_ask_no_vlm_about_what_is_sure(name: str, p: float, agree: bool, asked: bool) -> None:
-    """p = 0.02 of a panel that agrees is a verdict; with one vote in three on the other side the surest band is asked."""
+    """p = 0.02 of a panel that agrees is a verdict; if one vote in three disagrees, the surest band is asked."""
     profile = load_profile(name)
     panel = profile.tier("panel")
     recorded = [p, p, p] if agree else [p, p, 0.9]
