@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import ( # it comes with transformers
+from tokenizers import (  # it comes with transformers
     Tokenizer,
     decoders,
     models,
