@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 ENGINES := .venv-engines
 DEPTH := depth-anything-3==0.1.1 addict==2.4.0 einops==0.8.2 omegaconf==2.3.0 antlr4-python3-runtime==4.9.3
 
-.PHONY: run up test lint audit types layers unit faults test-engines bench chaos soak clean help
+.PHONY: run up test lint audit types layers unit faults test-engines bench bench-engines chaos soak clean help
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -70,6 +70,9 @@ $(ENGINES)/stamp: pyproject.toml ops/cpu_torchvision.py
 
 test-engines: $(ENGINES)/stamp ## Every engine whose library an index serves, on small checkpoints, in an environment of its own
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(ENGINES)/bin/python -m pytest tests/engines
+
+bench-engines: $(ENGINES)/stamp ## Engines at their real size: KEYS=a,b DEVICE=cuda:0; var/bench-engines.json
+	$(ENGINES)/bin/python -m ops.bench.engines --weights var/weights --device $(or $(DEVICE),cuda:0) $(if $(KEYS),--keys $(KEYS))
 
 bench: $(VENV)/run.stamp ## Delivery, beside plain Celery: var/bench.json
 	$(BIN)/python -m ops.bench

@@ -26,6 +26,7 @@ SHAPES = {
     "mm-grounding-dino-large": "ops.bench.shapes_transformers",
     "sam3": "ops.bench.shapes_transformers",
     "florence-2-large": "ops.bench.shapes_transformers",
+    "da3-metric-large": "ops.bench.shapes_depth",
     "yolo26-x": "ops.bench.shapes_ultralytics",
     "yolo11-x": "ops.bench.shapes_ultralytics",
     "yoloe-26x": "ops.bench.shapes_ultralytics",

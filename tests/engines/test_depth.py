@@ -16,8 +16,6 @@ from configs.errors import ConfigError
 from tests.engines.checkpoints import Shelf, engine_of, photos
 from workers.engines import Runtime, Shot
 
-pytest.importorskip("depth_anything_3", reason="its package says numpy<2 and is installed apart: make test-engines")
-
 # On import it compiles a function by torch.jit.script.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
