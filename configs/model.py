@@ -84,6 +84,9 @@ class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     non_commercial: bool = False
     params: Annotated[int, Meta(ge=0)] = 0
     weight_bytes: WeightBytes = WeightBytes()
+    #: Beside its weights, for each photo of a batch: the most that torch held, on an H100 in the row's precision at
+    #: batches of 8 (docs/models.md); 0: not measured.
+    photo_bytes: Annotated[int, Meta(ge=0)] = 0
     #: What a worker holds it in unless its profile says otherwise.
     precision: Precision = "bf16"
 

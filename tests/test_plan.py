@@ -9,6 +9,7 @@ from configs.errors import ConfigError
 from configs.memory import (
     ASLEEP_BYTES,
     CONTEXT_BYTES,
+    KEPT,
     LEAST_ROOM_BYTES,
     PROCESS_BYTES,
     USABLE,
@@ -96,15 +97,25 @@ def test_an_engines_need_is_context_weights_and_the_largest_room() -> None:
     """Models of a panel share a context and use one room in turn; one of another environment has its own context."""
     text = HEAD.replace(
         'model = "natix-roadwork-vit"',
-        'panel = [{ model = "sam3" }, { model = "dfine-x" }, { model = "da3-metric-large" }]\nworkers = 2',
+        'panel = [{ model = "sam3" }, { model = "dfine-x" }, { model = "yolo-master-n" }]\nworkers = 2',
     )
     profile = parsed(text)
     (need,) = loads(profile, profile.models())[0].needs
-    weights = sum(weight_bytes(load_model(key), "bf16") for key in ("sam3", "dfine-x", "da3-metric-large"))
-    room = VALUES_PER_PIXEL * 2 * 1008**2 * 8
+    weights = sum(weight_bytes(load_model(key), "bf16") for key in ("sam3", "dfine-x", "yolo-master-n"))
+    room = int(KEPT * 8 * load_model("sam3").photo_bytes)
     assert need.weight_bytes == 2 * weights
     assert need.awake_bytes == 2 * (2 * CONTEXT_BYTES + weights + room)
     assert need.host_bytes == 4 * PROCESS_BYTES
+
+
+def test_a_model_that_was_not_measured_is_counted_by_its_pixels() -> None:
+    """Its room is an assumption, stated as values a pixel; twice that in fp32, where every value is twice as wide."""
+    profile = parsed(HEAD.replace('model = "natix-roadwork-vit"', 'model = "florence-2-large"\nprecision = "fp32"'))
+    spec = load_model("florence-2-large")
+    assert spec.photo_bytes == 0
+    (need,) = loads(profile, profile.models())[0].needs
+    room = int(KEPT * VALUES_PER_PIXEL * 4 * spec.input_px**2 * 8)
+    assert need.awake_bytes == CONTEXT_BYTES + 2 * spec.weight_bytes.bf16 + room
 
 
 def test_of_those_that_sleep_the_largest_is_awake() -> None:
@@ -143,7 +154,7 @@ def test_one_more_32b_in_bf16_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         parsed(text)
     line = str(caught.value)
-    assert line.startswith("x.toml: does not fit: cuda:0 needs 146.2 GB of 80.8 GB; ")
+    assert line.startswith("x.toml: does not fit: cuda:0 needs 150.4 GB of 80.8 GB; ")
     assert "\n" not in line
     assert "what would: the profile without tier more" in line
 
