@@ -129,7 +129,7 @@ def _through(key: str, settings: Settings, server: EmbeddedServer, fast: Speed) 
     folder.mkdir()
     count = int(min(max(fast.images_per_s * settings.seconds, _LEAST_BATCHES * fast.batch), _MOST_PHOTOS))
     load = Load(
-        key=key,
+        keys=(key,),
         device=settings.device,
         weights=settings.weights,
         photos=list(jpegs(count, settings.side_px, light_of(load_model(key)))),

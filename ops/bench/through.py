@@ -1,4 +1,4 @@
-"""One engine through the whole fleet: admission, a real worker process of one tier, the collector, the database."""
+"""An engine or a panel through the whole fleet: admission, a real worker of one tier, the collector, the database."""
 
 import hashlib
 import time
@@ -37,7 +37,8 @@ _FOCAL_PX = 600.0
 class Load(Struct, frozen=True):
     """What goes through."""
 
-    key: str
+    #: One model, or a panel of several.
+    keys: tuple[str, ...]
     device: str
     weights: Path
     photos: Sequence[bytes]
@@ -100,12 +101,13 @@ def measure(server: EmbeddedServer, folder: Path, load: Load) -> Through:
     with VerdictDatabase(env[DATABASE], create=False) as database:
         account = settle_account([read_journal(journal.path)], database, ledger, before)
     if not account.balanced or account.quarantined or account.admitted != images:
-        raise AccountError(f"{load.key}: the account does not balance: {account.problems or account}")
+        raise AccountError(f"{', '.join(load.keys)}: the account does not balance: {account.problems or account}")
     return Through(images, (images - first) / took_s, ready_s)
 
 
 def _profile(load: Load) -> str:
-    """A fleet of one tier of one model, as a user would write it."""
+    """A fleet of one tier, as a user would write it."""
+    voters = ", ".join(f'{{ model = "{key}" }}' for key in load.keys)
     return "\n".join(
         [
             f'name = "{TIER}"',
@@ -115,7 +117,7 @@ def _profile(load: Load) -> str:
             f"max_side_px = {max(load.side_px, 64)}",
             "[[tiers]]",
             f'name = "{TIER}"',
-            f'model = "{load.key}"',
+            f"panel = [{voters}]",
             f'device = "{load.device}"',
             f"max_batch = {load.max_batch}",
             f"threads = {load.threads}",
