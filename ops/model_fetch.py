@@ -14,7 +14,8 @@ def print_fetched(key: str) -> None:
 
     Raises:
         ConfigError: there is nothing to fetch, or it may not be had.
-        SourceError: the hub is away.
+        ServerError: the hub is away.
+        DiskError: they cannot be written here.
     """
     spec = load_model(key)
     if (spec.folder / "model.toml").is_file():

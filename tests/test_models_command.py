@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from configs.errors import ConfigError, PhotoError, SourceError, UsageError
+from configs.errors import ConfigError, PhotoError, ServerError, SourceError, UsageError
 from configs.model import catalogue, load_model
 from ops.model_check import check, said
 from ops.models import STATES, rows, size
@@ -182,7 +182,7 @@ def test_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         refuses(
             run(*fetch, "dfine-x", **hub), ConfigError.exit_status, "the hub has no ustc-community/dfine-xlarge-obj365"
         )
-    refuses(run(*fetch, "dfine-x", **hub), SourceError.exit_status, "cannot be fetched")
+    refuses(run(*fetch, "dfine-x", **hub), ServerError.exit_status, f"cannot be fetched from {url}: ", "HF_ENDPOINT")
 
 
 def test_nothing_to_fetch() -> None:

@@ -1,5 +1,7 @@
 """Where weights are looked for, how they are fetched, and what is said when they cannot be had."""
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import msgspec
 import pytest
 from huggingface_hub import constants
 
-from configs.errors import ConfigError, SourceError
+from configs.errors import ConfigError, DiskError, ServerError
 from configs.model import ModelSpec
 from tests.small_hub import COMMIT, Hub, small_hub
 from workers.weights import WEIGHTS_VARIABLE, fetch, find
@@ -101,7 +103,7 @@ def test_a_revision_that_is_not_there() -> None:
 def test_the_hub_fails_half_way(hub: type[Hub]) -> None:
     """A hub that fails while files come is away, and what came does not count as here."""
     hub.broken.add("somebody/small")
-    with pytest.raises(SourceError, match="somebody/small cannot be fetched: Server error '500"):
+    with pytest.raises(ServerError, match=r"somebody/small cannot be fetched from http://\S+: Server error '500"):
         fetch(SPEC)
     with pytest.raises(ConfigError, match="not on this machine"):
         find(SPEC)
@@ -110,16 +112,34 @@ def test_the_hub_fails_half_way(hub: type[Hub]) -> None:
 
 
 def test_the_hub_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody listens there: one line, no traceback."""
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(SourceError, match=r"somebody/small cannot be fetched: .*Connection refused"):
+    """Nobody listens there: the line names the hub without its login, the cause and both ways out; a gate too."""
+    monkeypatch.setattr(constants, "ENDPOINT", "http://me:secret@127.0.0.1:9")
+    with pytest.raises(ServerError) as caught:
+        fetch(SPEC)
+    line = str(caught.value)
+    assert "somebody/small cannot be fetched from http://127.0.0.1:9: " in line
+    assert "Connection refused; check the network and HF_ENDPOINT, or put them into a folder small under" in line
+    assert "Got:" not in line
+    assert "licence" not in line
+    with pytest.raises(ServerError, match="its licence must be accepted on the hub, then HF_TOKEN set"):
+        fetch(GATED)
+
+
+def test_the_disk_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is not the network's fault."""
+
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("workers.weights.snapshot_download", full)
+    with pytest.raises(DiskError, match=r"cannot be written to .*: No space left on device; make room"):
         fetch(SPEC)
 
 
 def test_the_hub_may_not_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """HF_HUB_OFFLINE is the user's own word, and named."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(SourceError, match="HF_HUB_OFFLINE is set"):
+    with pytest.raises(ServerError, match="HF_HUB_OFFLINE is set, so the hub may not be asked; unset it, or put"):
         fetch(SPEC)
 
 

@@ -1,6 +1,8 @@
 """Where a model's weights are on this machine, and how they get there."""
 
+import errno
 import os
+import re
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
@@ -11,11 +13,14 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from configs.errors import ConfigError, SourceError
+from configs.errors import ConfigError, DiskError, FleetError, ServerError
 from configs.model import ModelSpec
 
 #: A folder with weights in a sub-folder KEY a model; looked into before the hub's cache.
 WEIGHTS_VARIABLE = "NATIX_FLEET_WEIGHTS"
+
+#: What an operating system says where a file cannot be written.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def find(spec: ModelSpec) -> Path:
@@ -47,7 +52,8 @@ def fetch(spec: ModelSpec) -> Path:
 
     Raises:
         ConfigError: they are not on the hub, or their licence was not accepted.
-        SourceError: the hub is away.
+        ServerError: the hub is away, or may not be asked.
+        DiskError: they cannot be written here.
     """
     if not _on_hub(spec):
         raise ConfigError(f"model {spec.key!r}: its weights are not on the hub: {_remedy(spec)}")
@@ -64,13 +70,27 @@ def fetch(spec: ModelSpec) -> Path:
             f"model {spec.key!r}: {spec.repository} has no revision {spec.revision!r}: mend its row"
         ) from None
     except Exception as error:  # noqa: BLE001 - the hub's client raises what its HTTP library does, and that changes
-        cause = next(iter(str(error).splitlines()), "") or type(error).__name__
-        if constants.HF_HUB_OFFLINE:
-            cause = "HF_HUB_OFFLINE is set, so the hub may not be asked: unset it"
-        raise SourceError(f"model {spec.key!r}: {spec.repository} cannot be fetched: {cause}") from None
+        raise _failed(spec, error) from None
     if not (folder / spec.file).exists():
         raise ConfigError(f"model {spec.key!r}: {spec.repository} has no file {spec.file!r}: mend its row")
     return folder
+
+
+def _failed(spec: ModelSpec, error: Exception) -> FleetError:
+    """What a fetch that failed says: where it asked, what came, and what to do."""
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return DiskError(
+            f"model {spec.key!r}: its weights cannot be written to {constants.HF_HUB_CACHE}: {error.strerror}; "
+            "make room there, or set HF_HOME to another folder"
+        )
+    cause = next(iter(str(error).splitlines()), "").removeprefix("Got: ") or type(error).__name__
+    remedy = "check the network and HF_ENDPOINT"
+    if constants.HF_HUB_OFFLINE:
+        cause, remedy = "HF_HUB_OFFLINE is set, so the hub may not be asked", "unset it"
+    gate = "; its licence must be accepted on the hub, then HF_TOKEN set" if spec.gated else ""
+    line = f"{spec.repository} cannot be fetched from {constants.ENDPOINT}: {cause}; {remedy}, or {_put(spec)}{gate}"
+    # An endpoint may hold a login.
+    return ServerError(f"model {spec.key!r}: " + re.sub(r"//[^/@\s]*@", "//", line))
 
 
 def _snapshot(spec: ModelSpec, *, local_files_only: bool) -> Path:
@@ -100,8 +120,12 @@ def _on_hub(spec: ModelSpec) -> bool:
     return "/" in spec.repository and ":" not in spec.repository
 
 
+def _put(spec: ModelSpec) -> str:
+    return f"put them into a folder {spec.key} under ${WEIGHTS_VARIABLE}"
+
+
 def _remedy(spec: ModelSpec) -> str:
-    put = f"put them into a folder {spec.key} under ${WEIGHTS_VARIABLE}"
+    put = _put(spec)
     if not _on_hub(spec):
         return f"{put} ({spec.repository or 'published nowhere'})"
     gate = ", after accepting its licence on the hub and setting HF_TOKEN" if spec.gated else ""
