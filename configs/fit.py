@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from configs.errors import ConfigError
-from configs.memory import Load, devices_of, host_bytes, least_share, loads, served, shown
+from configs.memory import (
+    LEAST_ROOM_BYTES,
+    USABLE,
+    Load,
+    devices_of,
+    host_bytes,
+    least_share,
+    loads,
+    precision_of,
+    served,
+    shown,
+    weight_bytes,
+)
 from configs.model import ModelSpec
 
 if TYPE_CHECKING:
@@ -58,7 +70,16 @@ def _tier_problems(profile: "Profile", tier: "Tier", models: Models) -> Iterator
         yield f"{where}: tensor_parallel {tier.tensor_parallel}, but {len(there)} of the devices from {tier.device} on"
     elif served(specs):
         least = max(least_share(tier, specs, device) for device in there)
-        if tier.memory_share < least:
+        if least > USABLE:
+            # Figures of the device that is the tightest.
+            device = min(there, key=lambda device: device.memory_bytes)
+            weights = sum(weight_bytes(spec, precision_of(spec, tier)) for spec in specs) / tier.tensor_parallel
+            yield (
+                f"{where}: {specs[0].key} does not fit {device.name}: its weights and the least room need "
+                f"{shown(weights + LEAST_ROOM_BYTES)} of {shown(USABLE * device.memory_bytes)}; take a lower precision, "
+                "a smaller model or a higher tensor_parallel"
+            )
+        elif tier.memory_share < least:
             yield f"{where}: {specs[0].key} needs memory_share {least:.2f} of {tier.device}, not {tier.memory_share}"
 
 

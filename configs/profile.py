@@ -1,8 +1,6 @@
 """A profile says what one fleet is: its tiers in order of cost, thresholds, batches, bounds. One TOML file, typed."""
 
 import hashlib
-import re
-from collections.abc import Iterator
 from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,12 +8,13 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from configs import fit
+from configs import consistency, fit
 from configs.errors import ConfigError
 from configs.memory import Device
 from configs.model import CATALOGUE, Key, ModelSpec, Precision, load_model
 
 PROFILES = Path(__file__).parent
+
 
 #: Stops that are no tier: the collector takes verdicts, every process routes what no tier may have any more.
 COLLECTOR = "collector"
@@ -214,45 +213,6 @@ class Profile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return hashlib.sha256(msgspec.json.encode(decides)).hexdigest()[:16]
 
 
-def _problems(profile: Profile) -> Iterator[str]:
-    names = [tier.name for tier in profile.tiers]
-    for name in names:
-        if names.count(name) > 1:
-            yield f"two tiers are called {name!r}"
-        if name in (COLLECTOR, ROUTE):
-            yield f"{name!r} is the name of a stop, not of a tier"
-    first = profile.tiers[0]
-    if first.max_waiting:
-        yield f"tiers[0] ({first.name}): nothing climbs to the first tier, admission bounds it: no max_waiting"
-    if first.band:
-        yield f"tiers[0] ({first.name}): nothing is known of a photo that comes in: the first tier has no band"
-    for i, tier in enumerate(profile.tiers):
-        for problem in _tier_problems(tier):
-            yield f"tiers[{i}] ({tier.name}): {problem}"
-        yield from _gaps(profile.after(tier.name))
-
-
-def _tier_problems(tier: Tier) -> Iterator[str]:
-    if tier.accept_below >= tier.accept_above:
-        yield f"accept_below {tier.accept_below} must be under accept_above {tier.accept_above}"
-    if bool(tier.model) == bool(tier.panel):
-        yield 'give it model = "KEY", or a panel, and not both'
-    keys = [voter.model for voter in tier.voters]
-    if len(set(keys)) < len(keys):
-        yield "a model stands twice in its panel"
-    if not re.fullmatch(r"cpu|cuda:(\d+|GPU-[0-9a-fA-F-]+)", tier.device):
-        yield f"device {tier.device!r} is neither cpu nor cuda:INDEX nor cuda:GPU-UUID"
-
-
-def _gaps(alternatives: tuple[Tier, ...]) -> Iterator[str]:
-    """Bands side by side must begin at 0 and leave no gap: an item that fits none of them would go nowhere."""
-    at = 0.0
-    for low, high, name in sorted((*tier.band, tier.name) for tier in alternatives if tier.band):
-        if low != at or high <= low:
-            yield f"tier {name}: its band [{low}, {high}] does not go on where the one below it ends, at {at}"
-        at = high
-
-
 def parse_profile(text: bytes, origin: str) -> Profile:
     """Reads a profile from TOML.
 
@@ -264,7 +224,7 @@ def parse_profile(text: bytes, origin: str) -> Profile:
         profile = msgspec.toml.decode(text, type=Profile)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{origin}: {error}") from None
-    for problem in _problems(profile):
+    for problem in consistency.problems(profile, (COLLECTOR, ROUTE)):
         raise ConfigError(f"{origin}: {problem}")
     for i, tier in enumerate(profile.tiers):
         try:

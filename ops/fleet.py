@@ -10,6 +10,7 @@ from ops.child import Child
 from ops.flower import FlowerCommand
 from ops.serve import READY_FILE
 from routing.address import ServerAddress
+from workers.engines import require_engine
 
 #: Which workers a rolling restart replaces by a successor that is ready before they drain, so that their tier does not
 #: pause. Those on a GPU are not among them unless asked for: its memory may not hold the model twice, and the successor
@@ -20,6 +21,17 @@ Overlap = Literal["cpu", "all", "none"]
 def command(*arguments: str) -> list[str]:
     """A natix-fleet command as a child's argv, in this very environment."""
     return [sys.executable, "-m", "ops.cli", *arguments]
+
+
+def require_engines(profile: Profile) -> None:
+    """Every model of a profile has an engine: asked before anything starts.
+
+    Raises:
+        ConfigError: one has none.
+    """
+    for specs in profile.models().values():
+        for spec in specs:
+            require_engine(spec)
 
 
 def fleet_children(

@@ -19,6 +19,7 @@ from routing.decision import calibrate
 from workers.device import pin
 from workers.engines import DeviceMemoryError, Engine, EngineAwayError, Runtime, Shot, build
 from workers.photos import open_photo
+from workers.served import RefusedError
 
 
 def check(key: str, path: Path | None, device: str) -> None:
@@ -76,7 +77,10 @@ def _score(engine: Engine, photo: Image.Image, shot: Shot) -> float | None:
     prepared = engine.prepare(photo, shot)
     if prepared is None:
         return None
-    (score,) = engine.score([prepared])
+    try:
+        (score,) = engine.score([prepared])
+    except RefusedError as error:
+        raise PhotoError("refused", f"the served model will not answer about this photo: {error}") from None
     return score
 
 

@@ -1,5 +1,6 @@
 """natix-fleet models: every model that was asked for, what stands in for it, and what is known of each."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from typing import get_args
@@ -87,17 +88,28 @@ def print_models(level: int | None, *, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
         return
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = WIDE
+    console = console_of(WIDE)
     console.print(_table(found, wide=console.width >= WIDE))
     console.print(count(found))
     if console.width < WIDE:
         console.print(f"{WIDE} columns, or --json, also show engine, extra, licence and why")
 
 
+def console_of(otherwise: int) -> Console:
+    """What tables are printed on: as wide as COLUMNS says, else as the terminal is, else ``otherwise``."""
+    asked = os.environ.get("COLUMNS", "")
+    if asked.isdecimal() and int(asked):
+        return Console(highlight=False, width=int(asked))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = otherwise
+    return console
+
+
 def _table(found: Sequence[Row], *, wide: bool) -> Table:
-    table = Table("key", "level", "asked for as", "state", Column("size", justify="right"), box=SIMPLE_HEAD)
+    # A key is typed again, so it is never cut; the others give way.
+    key = Column("key", no_wrap=True, min_width=max((len(row.key) for row in found), default=0))
+    table = Table(key, "level", "asked for as", "state", Column("size", justify="right"), box=SIMPLE_HEAD)
     if wide:
         for name in ("engine", "extra"):
             table.add_column(name, no_wrap=True)

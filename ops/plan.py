@@ -2,21 +2,25 @@
 
 import os
 import subprocess
+from collections.abc import Iterable
 
 import click
 import msgspec
 from msgspec import Struct
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from configs.errors import ConfigError
 from configs.memory import Device, Load, Need, host_bytes, loads, shown
 from configs.profile import Profile
+from ops.models import console_of
 from ops.report_text import LOG_WIDTH
 
 #: Two cards of one name differ by what their firmware keeps: this share less is still the same card.
 TOLERANCE = 0.02
+
+#: Columns below which a table is set tightly, and "-" under asleep alone says that a tier is resident.
+NARROW = 100
 
 
 class DevicePlan(Struct, frozen=True):
@@ -73,38 +77,71 @@ def print_plan(profile: Profile, *, as_json: bool, check: bool) -> None:
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(plan), indent=2).decode())
     else:
-        _print(plan)
+        _print(plan, profile)
     if check:
         for problem in missing(profile, _gpus(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
             raise ConfigError(f"profile {profile.name!r}: {problem}")
         if not as_json:
-            click.echo("this host has all of it")
+            click.echo(_checked(profile))
 
 
-def _print(plan: Plan) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = LOG_WIDTH
+def _checked(profile: Profile) -> str:
+    """What a check that found nothing missing has shown."""
+    if profile.devices:
+        return "this host has all of it"
+    if profile.host_memory_bytes:
+        return f"this host has {shown(profile.host_memory_bytes)} of memory; the profile lists no [[devices]] to check"
+    return "nothing to check: the profile lists no [[devices]] and no host_memory_bytes"
+
+
+def _print(plan: Plan, profile: Profile) -> None:
+    console = console_of(LOG_WIDTH)
+    narrow = console.width < NARROW
     for device in plan.devices:
         title = (
             f"{device.name}: needs {shown(device.needed_bytes)} of {shown(device.usable_bytes)} "
             f"({shown(device.memory_bytes)} in all)"
         )
-        table = Table("tier", "models", "", "weights", "awake", "asleep", "host", title=title, box=SIMPLE_HEAD)
+        # Names are typed again, so they are never cut; a precision may stand below its model.
+        words = [word for need in device.tiers for model in need.models for word in model.split()]
+        tier = Column("tier", no_wrap=True, min_width=_widest(need.tier for need in device.tiers))
+        table = Table(tier, Column("models", min_width=_widest(words)), title=title, box=SIMPLE_HEAD)
+        for name in ("weights", "awake", "asleep", "host") if narrow else ("", "weights", "awake", "asleep", "host"):
+            table.add_column(name)
         table.title_justify = "left"
+        if narrow:
+            table.padding = 0
         for need in device.tiers:
-            sleeps = "sleeps" if need.sleeps else "resident"
+            sleeps = () if narrow else ("sleeps" if need.sleeps else "resident",)
             asleep = shown(need.asleep_bytes) if need.sleeps else "-"
             sizes = (shown(need.weight_bytes), shown(need.awake_bytes), asleep, shown(need.host_bytes))
-            table.add_row(need.tier, "\n".join(need.models), sleeps, *sizes)
+            table.add_row(need.tier, "\n".join(need.models), *sleeps, *sizes)
         console.print(table)
     if plan.devices:
         of = f" of {shown(plan.host_memory_bytes)}" if plan.host_memory_bytes else ""
         console.print(f"host memory: needs {shown(plan.host_needed_bytes)}{of}")
         if any(need.sleeps for device in plan.devices for need in device.tiers):
             console.print("of those that sleep at most one is awake on a device at a time")
-    if plan.elsewhere:
-        console.print(f"on no device of the profile's list, so not counted: {', '.join(plan.elsewhere)}")
+    for line in uncounted(plan, profile):
+        console.print(line)
+
+
+def uncounted(plan: Plan, profile: Profile) -> list[str]:
+    """A sentence on the tiers of the CPU, and one on those of a device that the profile does not list."""
+    there = {tier.name for tier in profile.tiers if tier.device == "cpu"}
+    on_cpu = [name for name in plan.elsewhere if name in there]
+    unlisted = [name for name in plan.elsewhere if name not in there]
+    lines = []
+    if on_cpu:
+        run = "tiers run" if len(on_cpu) > 1 else "tier runs"
+        lines.append(f"the {run} on the CPU, so no GPU memory to count: {', '.join(on_cpu)}")
+    if unlisted:
+        lines.append(f"not counted, as the profile lists no [[devices]]: {', '.join(unlisted)}")
+    return lines
+
+
+def _widest(words: Iterable[str]) -> int:
+    return max(map(len, words), default=0)
 
 
 def missing(profile: Profile, here: dict[str, Device], host_memory_bytes: int) -> list[str]:

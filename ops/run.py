@@ -15,7 +15,7 @@ from configs.errors import AccountError, BusyError, DiskError
 from configs.profile import Profile, load_profile
 from ops.account import baseline, settle_account
 from ops.child import Child, Event
-from ops.fleet import command, fleet_children
+from ops.fleet import command, fleet_children, require_engines
 from ops.flower import flower_command
 from ops.interrupts import Interrupts
 from ops.lock import RunLock
@@ -69,6 +69,7 @@ def run(photos: str, profile_name: str, *, limit: int | None, flower_port: int |
     if not console.is_terminal:
         console.width = LOG_WIDTH
     profile = load_profile(profile_name)
+    require_engines(profile)
     source = open_source(photos, limit)
     with ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts().heeded())

@@ -18,7 +18,7 @@ from routing.store import open_store
 from workers.app import run_celery
 from workers.collector import CollectorStop
 from workers.device import pin
-from workers.engines import Engine
+from workers.engines import Engine, require_engine
 from workers.panel import Member, Panel, build_panel
 from workers.photos import LoadInputs, photo_loader
 from workers.progress import Progress
@@ -63,6 +63,8 @@ def serve_tier(
     """
     tier = profile.tier(tier_name)
     specs = profile.models()[tier.name]
+    for spec in specs:
+        require_engine(spec)
     pinned = pin(device or tier.device)
     panel = (
         Panel(tier.name, [Member(specs[0], engine, tier.voters[0].weight)])

@@ -16,7 +16,7 @@ import structlog
 from configs.errors import DiskError
 from configs.profile import load_profile
 from ops.child import Event
-from ops.fleet import Overlap, fleet_children
+from ops.fleet import Overlap, fleet_children, require_engines
 from ops.flower import flower_command
 from ops.flower import main as run_flower
 from ops.interrupts import Interrupts
@@ -49,6 +49,7 @@ def up(profile_name: str, flower_port: int | None, overlap: Overlap = "cpu") -> 
         FleetError: the profile, the server or a port is not as it must be, or a process was given up.
     """
     profile = load_profile(profile_name)
+    require_engines(profile)
     for number in (signal.SIGTERM, signal.SIGHUP):
         # Until the supervisor takes them over: the embedded server and the file with its URL go as at any other end.
         signal.signal(number, lambda n, _: sys.exit(128 + n))

@@ -31,9 +31,10 @@ def calibrate(score: float, calibrator: Calibrator) -> float:
 def consensus(votes: Sequence[Vote], fitted: Stack | None = None) -> float | None:
     """P(roadwork) of an item's votes: stacked where the profile has a fit and it knows a vote, else pooled."""
     p = stack(votes, fitted) if fitted else None
-    if p is None:
-        p = votes[0].p if len(votes) == 1 and votes[0].weight > 0 else pool(votes)
-    return p
+    if p is not None:
+        # Slopes may make it certain; a tier that accepts from 1.0 on settles nothing, whatever they say.
+        return min(max(p, P_MIN), P_MAX)
+    return votes[0].p if len(votes) == 1 and votes[0].weight > 0 else pool(votes)
 
 
 def decide(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from configs.profile import Stack
 from routing.consensus import agreement, logit, pool, sigmoid, stack
-from routing.decision import P_MIN
+from routing.decision import P_MIN, consensus
 from routing.messages import Vote
 
 probabilities = st.floats(P_MIN, 1 - P_MIN)
@@ -102,3 +102,12 @@ def test_agreement_is_the_share_of_the_larger_side() -> None:
     assert agreement([]) == 0.0
     assert agreement([Vote("t", "a", p, 1, 0) for p in (0.9, 0.8, 0.4)]) == pytest.approx(2 / 3)
     assert agreement([Vote("t", "a", p, 1, 0) for p in (0.1, 0.2, 0.4)]) == 1.0
+
+
+@pytest.mark.parametrize("slope", [60.0, -60.0])
+def test_a_stack_is_never_certain(slope: float) -> None:
+    """Slopes may round to 0 or 1; a tier that accepts from 1.0 on still settles nothing."""
+    votes = [Vote("t", "a@1", 1 - P_MIN, 1.0, 0)]
+    p = consensus(votes, Stack(intercept=0.0, slopes={"a": slope}))
+    assert p is not None
+    assert P_MIN <= p <= 1 - P_MIN

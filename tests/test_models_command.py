@@ -59,6 +59,14 @@ def test_the_list_for_people() -> None:
     assert done.stdout.splitlines()[-1] == f"{len(catalogue())} models, 33 of them asked for by name: {counted}"
 
 
+def test_a_narrow_list_cuts_no_key() -> None:
+    """COLUMNS counts where there is no terminal too; at 80 every key is whole."""
+    done = run(*MODELS, COLUMNS="80")
+    assert done.returncode == 0, done.stderr
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+    assert {line.split()[0] for line in done.stdout.splitlines() if line.strip()} >= set(catalogue())
+
+
 def test_the_list_for_machines() -> None:
     """--json is a list with all that is known of each model."""
     done = run(*MODELS, "--json")

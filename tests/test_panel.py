@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
+from configs.errors import ConfigError
 from configs.model import load_model
 from configs.profile import load_profile, parse_profile
 from producers.scenes import render
 from routing.consensus import pool
 from routing.messages import Vote
-from workers.engines import Shot
+from tests.test_stops import photos
+from workers.engines import DeviceMemoryError, Shot
 from workers.panel import ContractError, Member, Panel, build_panel
+from workers.photos import _shot
 
 PROFILE = """
 name = "panel"
@@ -96,6 +100,25 @@ def test_the_contract_is_checked_member_by_member(bad: Any) -> None:
         broken.score = lambda inputs: [0.0] * (len(inputs) - 1)  # type: ignore[method-assign]
     with pytest.raises(ContractError, match=__name__):
         panel(Says(float), broken).score([(1, 1), (2, 2)])
+
+
+def test_a_full_batch_that_does_not_fit_is_refused_at_the_start() -> None:
+    """Not found out by photos: max_batch is too large for the device, and the line names it."""
+    narrow = Says(float)
+
+    def no_memory() -> None:
+        raise DeviceMemoryError("tried to allocate 20 GB")
+
+    narrow.warm_up = no_memory  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match=r"max_batch photos of model 'scout-s'.*20 GB"):
+        panel(narrow).warm_up()
+
+
+def test_films_of_two_sources_stay_two() -> None:
+    """Both may be called 0001; a still photo has no film."""
+    shots = [_shot(replace(photo, source=source, sequence="0001")) for photo in photos(1) for source in ("a", "b")]
+    assert shots[0].sequence != shots[1].sequence
+    assert _shot(photos(1)[0]).sequence == ""
 
 
 def test_a_panel_of_real_models() -> None:

@@ -17,11 +17,12 @@ from configs.memory import (
     Device,
     host_bytes,
     loads,
+    shown,
     weight_bytes,
 )
 from configs.model import catalogue, load_model
 from configs.profile import PROFILES, Profile, load_profile, parse_profile
-from ops.plan import Plan, make_plan, missing, read_gpus
+from ops.plan import Plan, make_plan, missing, read_gpus, uncounted
 from tests.test_cli import FLEET, refuses, run
 
 SHIPPED = ("h100x2", "h100x2-all", "gpu1")
@@ -176,6 +177,10 @@ def test_a_remedy_fits() -> None:
     ("text", "words"),
     [
         (HEAD + vlm("a", "fp8", 0.4), r"tier a: qwen3-vl-32b-instruct needs memory_share 0.49 of cuda:0, not 0.4"),
+        (
+            HEAD.replace("80_000", "24_000") + vlm("a", "fp8", 0.9),
+            r"tier a: qwen3-vl-32b-instruct does not fit cuda:0: its weights and the least room need 38.5 GB of 22.8 GB",
+        ),
         (HEAD + vlm("a", "fp8", 0.5).replace("cuda:0", "cuda:2"), "tier a: device cuda:2 is not one of the profile's"),
         (HEAD + vlm("a", "fp8", 0.5, "tensor_parallel = 3\n"), "tensor_parallel 3, but 2 of the devices"),
         (HEAD + "tensor_parallel = 2\n", "tensor_parallel is for served models, natix-roadwork-vit runs in the worker"),
@@ -237,7 +242,30 @@ def test_the_command() -> None:
     done = run(*FLEET, "plan", "--profile", "h100x2", "--json")
     assert msgspec.json.decode(done.stdout, type=Plan) == plan
     done = run(*FLEET, "plan", "--profile", "demo")
-    assert "not counted: scout-s, scout-m" in done.stdout
+    assert done.stdout == "the tiers run on the CPU, so no GPU memory to count: scout-s, scout-m\n"
+    done = run(*FLEET, "plan", "--profile", "demo", "--check")
+    assert (done.returncode, "this host has all" in done.stdout) == (0, False), done.stderr
+    assert "nothing to check: the profile lists no [[devices]]" in done.stdout
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_narrow_table_cuts_nothing(name: str) -> None:
+    """At 80 columns every tier, model and size is whole, and no line is longer, piped or not."""
+    done = run(*FLEET, "plan", "--profile", name, COLUMNS="80")
+    assert done.returncode == 0, done.stderr
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+    assert "…" not in done.stdout
+    words = done.stdout.split()
+    for device in make_plan(load_profile(name)).devices:
+        for need in device.tiers:
+            assert {need.tier, *(word for model in need.models for word in model.split())} <= set(words)
+            assert shown(need.host_bytes) in done.stdout
+
+
+def test_a_tier_on_a_device_without_a_list() -> None:
+    """It is not said to be on the CPU."""
+    profile = parsed('name = "p"\n' + vlm("a", "bf16", 0.9))
+    assert uncounted(make_plan(profile), profile) == ["not counted, as the profile lists no [[devices]]: a"]
 
 
 def test_what_does_not_fit_starts_nowhere(tmp_path: Path) -> None:

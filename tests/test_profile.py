@@ -100,3 +100,20 @@ def test_every_profile_of_the_project_loads() -> None:
     """What is shipped is valid."""
     for name in profiles():
         load_profile(name)
+
+
+CONSENSUS = "[consensus]\nintercept = 0.0\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (GOOD.replace("model = ", "weight = 0.0\nmodel = "), "no vote has a weight"),
+        (GOOD + CONSENSUS + "slopes = { scout-s = 1.0, scout-m = 1.0, x = 1.0 }\n", "no tier has the model 'x'"),
+        (GOOD + CONSENSUS + "slopes = { scout-s = 1.0 }\n", "model 'scout-m' has weight 1.0 and no slope"),
+    ],
+)
+def test_votes_that_nobody_hears_are_refused(text: str, said: str) -> None:
+    """A profile that would end every photo as a void, or whose consensus is of other models."""
+    with pytest.raises(ConfigError, match=said):
+        parse_profile(text.encode(), "test")

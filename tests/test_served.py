@@ -111,6 +111,24 @@ def test_a_wrong_name_or_key_is_no_photos_fault(status: int) -> None:
     assert len(server.asked) == 1
 
 
+@pytest.mark.parametrize("status", [301, 308, 501, 520])
+def test_a_status_that_says_nothing_of_the_photo_is_an_engine_away(status: int) -> None:
+    """A redirect, a proxy in between: the photo waits, and is not blamed."""
+    with rude(Reply(status=status)) as server, pytest.raises(EngineAwayError, match=str(status)):
+        Served(server.url, "m", 2.0).ask([Turn("user", "q")], 4)
+
+
+@pytest.mark.parametrize("key", ["sk-se\ncret", "sk-s\u00e9cret"])
+def test_a_key_that_is_none_is_not_printed(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line that names the variable; a line break at its end, as in a file, is no fault."""
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    with pytest.raises(ConfigError, match=KEY_VARIABLE) as caught:
+        Served("http://127.0.0.1:1", "m", 1.0)
+    assert "sk-" not in str(caught.value)
+    monkeypatch.setenv(KEY_VARIABLE, "sk-secret\n")
+    Served("http://127.0.0.1:1", "m", 1.0)
+
+
 def test_a_question_may_be_refused() -> None:
     """A 400 is this question's fault: no EngineAwayError, so the photo is suspected."""
     with rude(Reply(400, b"prompt is too long\ntrace")) as server:

@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 from msgspec import Struct
 from PIL import Image
 
-from configs.errors import FleetError
+from configs.errors import ConfigError, FleetError
 from configs.model import ModelSpec
 from configs.profile import Tier, Voter
 from routing.decision import calibrate
 from routing.messages import Vote
 from workers.detections import Detections, image_logit
-from workers.engines import DETECTORS, Engine, Runtime, Shot, build
+from workers.engines import DETECTORS, DeviceMemoryError, Engine, Runtime, Shot, build
 from workers.size import weigh
 
 T = TypeVar("T")
@@ -67,9 +67,19 @@ class Panel:
             engine.load()
 
     def warm_up(self) -> None:
-        """Warms all."""
-        for engine in self._engines:
-            engine.warm_up()
+        """Warms all, each at a full batch.
+
+        Raises:
+            ConfigError: the device has no memory for so many photos.
+        """
+        for member in self.members:
+            try:
+                member.engine.warm_up()
+            except DeviceMemoryError as error:
+                key = member.spec.key
+                raise ConfigError(
+                    f"tier {self._tier!r}: the device has no memory for max_batch photos of model {key!r}: {error}"
+                ) from None
 
     def prepare(self, photo: Image.Image, shot: Shot) -> tuple[Any, ...]:
         """The input of each member, None where it abstains; last what is known of the photo."""

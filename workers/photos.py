@@ -48,7 +48,9 @@ def photo_loader(store: PhotoStore, panel: Panel, moved: Callable[[], None]) -> 
 
 
 def _shot(item: Item) -> Shot:
-    return Shot(item.size_px, item.focal_px, item.sequence, item.position)
+    # Two sources may both have a film "0001".
+    sequence = f"{item.source}/{item.sequence}" if item.sequence else ""
+    return Shot(item.size_px, item.focal_px, sequence, item.position)
 
 
 def open_photo(data: bytes | None, least_px: int) -> Image.Image:

@@ -65,14 +65,16 @@ class Served:
         timeout_s: for one question, its retries and the pauses between them.
 
     Raises:
-        ConfigError: the URL is none.
+        ConfigError: the URL is none, or the key cannot be one.
     """
 
     def __init__(self, url: str, model: str, timeout_s: float) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self.model = model
         self._timeout_s = timeout_s
-        key = os.environ.get(KEY_VARIABLE)
+        key = os.environ.get(KEY_VARIABLE, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError(f"${KEY_VARIABLE} holds characters that no header may have")
         try:
             parsed = httpx2.URL(self.url)
         except httpx2.InvalidURL as error:
@@ -131,7 +133,9 @@ class Served:
                 cause = f"{self.url} says {reply.status_code}: {_reason(reply)}"
                 if reply.status_code in _MISTAKEN:
                     raise EngineAwayError(f"{cause} (is {self.model!r} served there, and is ${KEY_VARIABLE} right?)")
-                if reply.status_code not in _PASSING:
+                if reply.status_code < 400:
+                    raise EngineAwayError(f"{cause} (is the URL right? redirects are not followed)")
+                if reply.status_code < 500 and reply.status_code not in _PASSING:
                     raise RefusedError(cause)
                 wanted_s = _retry_after_s(reply)
             # Somewhere between at once and the longest pause, so that many askers do not come back together.
@@ -187,7 +191,7 @@ def _message(turn: Turn) -> dict[str, Any]:
 def _decoded(reply: httpx2.Response, kind: type[T], url: str) -> T:
     try:
         return msgspec.json.decode(reply.content, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise EngineAwayError(f"{url} answered with what this API has not: {error}") from None
 
 

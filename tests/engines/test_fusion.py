@@ -12,7 +12,7 @@ from configs.model import ModelSpec
 from tests.engines.checkpoints import STILL
 from workers.detections import NOTHING, Detections, Detector, noisy_or
 from workers.engines import DETECTORS, ENGINES, Runtime, Shot
-from workers.engines.fusion import Engine, fuse
+from workers.engines.fusion import MOST_BOXES, Engine, fuse
 from workers.panel import Member, Panel
 
 LEFT, RIGHT = [0.1, 0.4, 0.3, 0.8], [0.6, 0.4, 0.8, 0.8]
@@ -56,6 +56,18 @@ def test_other_places_and_other_kinds_stay_apart() -> None:
     merged = fuse(found)
     assert sorted(merged.labels) == ["barrier", "cone", "cone"]
     assert len(merged.boxes) == 3
+
+
+def test_of_very_many_boxes_the_surest_count() -> None:
+    """A detector that sees a thousand things is merged by its best hundred, the best of all among them."""
+    dice = np.random.default_rng(0)
+    corners = dice.random((1000, 2)) * 0.9
+    boxes = np.concatenate([corners, corners + 0.001], 1).astype(np.float32)
+    flood = Detections(boxes, dice.random(1000).astype(np.float32), ("traffic cone",) * 1000)
+    merged = fuse([flood])
+    assert len(merged.boxes) == MOST_BOXES
+    assert merged.scores.max() == pytest.approx(flood.scores.max())
+    assert merged.scores.min() >= np.sort(flood.scores)[-MOST_BOXES] - 1e-6
 
 
 def test_the_fusion_scores_what_it_is_handed() -> None:

@@ -92,14 +92,23 @@ class Engine(Protocol):
         """
 
 
+def require_engine(spec: ModelSpec) -> None:
+    """Whether there is an engine for a model, its library apart.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if spec.engine not in ENGINES:
+        raise ConfigError(f"model {spec.key!r}: this release has no engine {spec.engine!r}: {spec.reason}")
+
+
 def build(spec: ModelSpec, runtime: Runtime) -> Engine:
     """The engine of a model, not yet loaded.
 
     Raises:
         ConfigError: no engine has that name, or its library is not installed.
     """
-    if spec.engine not in ENGINES:
-        raise ConfigError(f"model {spec.key!r}: no engine {spec.engine!r}; there are {', '.join(sorted(ENGINES))}")
+    require_engine(spec)
     try:
         module = import_module("workers.engines.apart" if spec.environment else ENGINES[spec.engine])
     except ImportError as error:

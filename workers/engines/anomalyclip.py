@@ -68,7 +68,8 @@ class Engine:
         # It prints the shapes of all it builds.
         with redirect_stdout(io.StringIO()):
             model = pretrained(self._spec, lambda: _read(folder, build_model, learner, side_px))
-        self._model = place(model, self._dtype, self._runtime)
+        # Its layer norms are always fed float32: half precision is autocast's.
+        self._model = place(model, torch.float32, self._runtime)
 
     def warm_up(self) -> None:
         """Scores one full batch of grey."""
@@ -86,9 +87,12 @@ class Engine:
             DeviceMemoryError: there is no memory for so many at once.
         """
         scores: list[float | None] = []
+        half = torch.autocast(
+            torch.device(self._runtime.device).type, self._dtype, enabled=self._dtype != torch.float32
+        )
         for part in parts(inputs, self._runtime.max_batch):
-            with inference():
-                pixels = batch(part, self._runtime.device, self._dtype, CLIP_MEAN, CLIP_STD)
+            with inference(), half:
+                pixels = batch(part, self._runtime.device, torch.float32, CLIP_MEAN, CLIP_STD)
                 scores += self._model(pixels).float().cpu().tolist()
         return scores
 

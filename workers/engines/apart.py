@@ -165,6 +165,8 @@ class Engine:
             raise ConfigError(f"model {self._spec.key!r}: {self._python} cannot be run: {error.strerror}") from None
         except _EndedError as error:
             raise ConfigError(f"model {self._spec.key!r}: {self._python} cannot run its engine: {error}") from None
+        except DeviceMemoryError as error:
+            raise ConfigError(f"model {self._spec.key!r}: no memory to load it: {error}") from None
         self._child = child
 
     def warm_up(self) -> None:

@@ -61,6 +61,11 @@ class Engine:
         self._runtime = runtime
         self._dtype = dtype_of(spec, runtime)
         self._least_frames: Any = spec.options.get("least_frames", 8)
+        if runtime.max_batch < int(str(self._least_frames)):
+            raise ConfigError(
+                f"model {spec.key!r}: it scores no film under least_frames {self._least_frames}, and max_batch is "
+                f"{runtime.max_batch}: raise max_batch"
+            )
 
     def load(self) -> None:
         """Loads the weights.

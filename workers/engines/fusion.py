@@ -14,6 +14,9 @@ from workers.detections import NOTHING, Detections, noisy_or
 from workers.engines import Runtime, Shot
 from workers.size import kind_of
 
+#: Boxes of one detector that are merged at most, the surest: grouping takes the square of their number.
+MOST_BOXES = 100
+
 #: Boxes of one kind that share at least this much of their union are of the same thing.
 SAME_IOU = 0.55
 
@@ -48,7 +51,7 @@ def fuse(seen: Sequence[Detections], same_iou: float = SAME_IOU) -> Detections:
     Image and Vision Computing, 2021, equations 1 to 5. Which boxes overlap says supervision.
 
     Args:
-        seen: of each detector that looked, N in all.
+        seen: of each detector that looked, N in all; the surest MOST_BOXES of each count.
         same_iou: boxes that share so much of their union are of one thing.
 
     Returns:
@@ -60,7 +63,7 @@ def fuse(seen: Sequence[Detections], same_iou: float = SAME_IOU) -> Detections:
     rows = [
         [*box, score, kinds.index(kind_of(label)), witness]
         for witness, found in enumerate(seen)
-        for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels, strict=True)
+        for box, score, label in _surest(found)
     ]
     table = np.array(rows)
     boxes, scores, labels = [], [], []
@@ -71,3 +74,8 @@ def fuse(seen: Sequence[Detections], same_iou: float = SAME_IOU) -> Detections:
         scores.append(members[:, 4].mean() * len(set(members[:, 6].tolist())) / len(seen))
         labels.append(kinds[int(members[0, 5])])
     return Detections(np.array(boxes, np.float32), np.array(scores, np.float32), tuple(labels))
+
+
+def _surest(found: Detections) -> list[tuple[list[float], float, str]]:
+    boxes = list(zip(found.boxes.tolist(), found.scores.tolist(), found.labels, strict=True))
+    return sorted(boxes, key=lambda box: -box[1])[:MOST_BOXES]

@@ -8,11 +8,11 @@ import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import structlog
-from msgspec import Struct
+from msgspec import Meta, Struct
 from PIL import Image
 
 from configs.errors import ConfigError
@@ -30,7 +30,7 @@ from workers.engines.agent_dialogue import (
 from workers.engines.pixels import Pixels, square
 from workers.engines.sam3 import Sam3, Sight, presence_of
 from workers.engines.torch_device import parts
-from workers.served import Served, Turn, url_of
+from workers.served import RefusedError, Served, Turn, url_of
 
 T = TypeVar("T")
 
@@ -52,15 +52,15 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
     #: Its server; NATIX_FLEET_VLM_URL goes first.
     url: str = ""
     #: For one question, with its retries. A photo has up to 4 of them a round, and the tier's stall_s must outlast all.
-    timeout_s: float = 30.0
+    timeout_s: Annotated[float, Meta(gt=0)] = 30.0
     #: Of naming, finding and confirming.
-    rounds: int = 2
+    rounds: Annotated[int, Meta(ge=1)] = 2
     #: Named at most in one round.
-    max_phrases: int = 8
+    max_phrases: Annotated[int, Meta(ge=1)] = 8
     #: Of an answer; a model that thinks aloud first needs thousands.
-    max_tokens: int = 256
+    max_tokens: Annotated[int, Meta(ge=1)] = 256
     #: Photos that are asked about at once.
-    concurrency: int = 16
+    concurrency: Annotated[int, Meta(ge=1)] = 16
 
 
 class Input(Struct, frozen=True):
@@ -158,12 +158,14 @@ class Engine:
         self._served = Served(url_of(self._options.url), name, self._options.timeout_s)
         try:
             names = self._served.names()
-        except EngineAwayError as error:
+        except (EngineAwayError, RefusedError) as error:
             log.warning("vlm_away", model=self._spec.key, reason=str(error))
             names = []
         if names and name not in names:
             raise ConfigError(f"model {self._spec.key!r}: {self._served.url} serves {', '.join(names)}, not {name!r}")
         self._sam.load()
+        # Looked for where the other model names nothing: one that is too long is found out now.
+        self._sam.read(list(self._spec.prompts))
 
     def warm_up(self) -> None:
         """Looks for a full batch of phrases in a full batch of grey; the other model is its server's to warm."""

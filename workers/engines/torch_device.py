@@ -37,8 +37,6 @@ def pretrained(spec: ModelSpec, load: Callable[[], T]) -> T:
     """
     try:
         return load()
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(f"model {spec.key!r}: the device has no memory for its weights: {_line(error)}") from None
     except Exception as error:  # noqa: BLE001 # each library raises what it likes: OSError, KeyError, ValueError, RuntimeError
         raise ConfigError(
             f"model {spec.key!r}: its weights cannot be loaded: {type(error).__name__}: {_line(error)}"
@@ -46,8 +44,16 @@ def pretrained(spec: ModelSpec, load: Callable[[], T]) -> T:
 
 
 def place(model: Any, dtype: torch.dtype, runtime: Runtime) -> Any:
-    """A model on its device, for inference only, compiled if the profile says so."""
-    model = model.eval().requires_grad_(requires_grad=False).to(runtime.device, dtype)
+    """A model on its device, for inference only, compiled if the profile says so.
+
+    Raises:
+        ConfigError: the device has no memory for the weights.
+    """
+    try:
+        model = model.eval().requires_grad_(requires_grad=False).to(runtime.device, dtype)
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        raise ConfigError(f"{runtime.device} has no memory for the weights: {_line(error)}") from None
     return torch.compile(model) if runtime.compile else model
 
 
@@ -61,7 +67,10 @@ def inference() -> Iterator[None]:
     try:
         with torch.inference_mode():
             yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        # OutOfMemoryError is one; cuBLAS and cuDNN raise it bare.
+        if not isinstance(error, torch.OutOfMemoryError) and "_ALLOC_FAILED" not in str(error):
+            raise
         # What is left in its cache is in the way of the smaller batch that comes next.
         torch.cuda.empty_cache()
         raise DeviceMemoryError(_line(error)) from error
