@@ -76,8 +76,8 @@ def _tier_problems(profile: "Profile", tier: "Tier", models: Models) -> Iterator
             weights = sum(weight_bytes(spec, precision_of(spec, tier)) for spec in specs) / tier.tensor_parallel
             yield (
                 f"{where}: {specs[0].key} does not fit {device.name}: its weights and the least room need "
-                f"{shown(weights + LEAST_ROOM_BYTES)} of {shown(USABLE * device.memory_bytes)}; take a lower precision, "
-                "a smaller model or a higher tensor_parallel"
+                f"{shown(weights + LEAST_ROOM_BYTES)} of {shown(USABLE * device.memory_bytes)}; take a lower "
+                "precision, a smaller model or a higher tensor_parallel"
             )
         elif tier.memory_share < least:
             yield f"{where}: {specs[0].key} needs memory_share {least:.2f} of {tier.device}, not {tier.memory_share}"
