@@ -73,7 +73,8 @@ def _sqlite(url: sa.URL, name: str, create: bool, busy_s: float) -> sa.Engine:
     path = Path(str(url.database))
     if not create and not path.exists():
         raise ConfigError(
-            f"there is no verdict database at {path.absolute()}; the collector makes it with its first start"
+            f"there is no verdict database at {path.absolute()}; the collector makes it with its first start, and "
+            "natix-fleet run keeps its own: set NATIX_FLEET_DATABASE=sqlite:///var/run/verdicts.db"
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +121,7 @@ def _postgresql(url: sa.URL, name: str, busy_s: float) -> sa.Engine:
             connect_args={"connect_timeout": max(2, int(busy_s)), "options": options},
         )
     except ImportError:
-        raise ConfigError(f"{name} needs psycopg: pip install 'natix-fleet[postgres]'") from None
+        raise ConfigError(f"{name} needs psycopg: pip install -e '.[postgres]'") from None
 
 
 def _fleet_error(name: str, error: Exception) -> FleetError:
