@@ -8,11 +8,11 @@ from pathlib import Path
 
 from msgspec import Struct
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from configs.errors import ConfigError, DiskError, UsageError
 from configs.profile import Profile, Stack
+from ops.models import console_of
 from ops.report import window_of
 from ops.report_text import LOG_WIDTH, show
 from ops.serve import database_url
@@ -86,7 +86,8 @@ def known_samples(rows: Iterable[Labelled], profile: Profile) -> list[Sample]:
             known.append((row, votes))
     apart = len({row.origin for row, _ in known}) > 1
     return [
-        Sample(row.origin if apart else f"{row.source}:{row.position // RUN}", row.label, votes) for row, votes in known
+        Sample(row.origin if apart else f"{row.source}:{row.position // RUN}", row.label, votes, row.origin)
+        for row, votes in known
     ]
 
 
@@ -94,18 +95,23 @@ def require_enough(samples: Sequence[Sample], profile: Profile) -> list[str]:
     """The models that voted, in the profile's order.
 
     Raises:
-        ConfigError: there are too few labels for a fit of so many.
+        ConfigError: no vote is of its models, or there are too few labels for a fit of so many.
     """
+    if not samples:
+        raise ConfigError(
+            f"no labelled verdict has a vote of a model of profile {profile.name!r} as it is now: name the profile "
+            "that made the verdicts with --profile, or run labelled photos through this one's fleet"
+        )
     cast = Counter(vote.model.partition("@")[0] for sample in samples for vote in sample.votes)
     keys = list(dict.fromkeys(s.key for specs in profile.models().values() for s in specs if cast[s.key]))
     rarer = min((sum(sample.label == label for sample in samples) for label in (0, 1)), default=0)
     terms = len(keys) + len(absent(samples, keys))
-    if not keys or rarer < PER_TERM * terms:
-        needed = PER_TERM * max(terms, 1)
+    if rarer < PER_TERM * terms:
+        of = f"each of {terms} terms" if terms > 1 else "its one term"
         raise ConfigError(
-            f"too few labels: {rarer} photos of the rarer label with votes of profile {profile.name!r}, {needed} are "
-            f"needed, {PER_TERM} for each of {max(terms, 1)} terms (a slope a model, one more where its vote may be "
-            "missing): with fewer a fit follows chance. Run more labelled photos through the fleet"
+            f"too few labels: {rarer} photo{'s' * (rarer != 1)} of the rarer label with votes of profile "
+            f"{profile.name!r}, {PER_TERM * terms} are needed, {PER_TERM} for {of} (a slope a model, one more where "
+            "its vote may be missing): with fewer a fit follows chance. Run more labelled photos through the fleet"
         )
     return keys
 
@@ -129,20 +135,27 @@ def as_toml(fitted: Stack, fitted_on: str) -> str:
 
 
 def _print(samples: Sequence[Sample], keys: Sequence[str], worths: dict[str, Worth], out: Path) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = LOG_WIDTH
+    console = console_of(LOG_WIDTH)
     groups = {sample.group for sample in samples}
     console.print(
         f"{len(samples)} labelled verdicts that no model was trained on, in {len(groups)} groups; "
         f"models that voted: {', '.join(keys)}"
     )
+    if len({sample.origin for sample in samples}) == 1:
+        console.print(
+            "all are of one origin, and the groups are stretches of it: the figures hold for photos alike, and say "
+            "nothing of other cameras"
+        )
     table = Table("on photos not fitted on", "photos", "MCC, 95 % interval", "log-loss", box=SIMPLE_HEAD)
     for name, of in worths.items():
         table.add_row(name, str(of.counts.n), of.mcc, f"{of.log_loss:.4f}")
     console.print(table)
     if worths["pool"].counts.n == worths["stack"].counts.n and worths["stack"].log_loss >= worths["pool"].log_loss:
-        console.print("the stack is no better than the pool: leave the profile as it is, or label more photos")
-    console.print(
-        f"written to {out}: paste it at the end of the profile; all processes of the fleet change to it at once"
-    )
+        console.print(
+            f"the stack is no better than the pool: written to {out} for the record only; leave the profile as it is, "
+            "or label more photos"
+        )
+    else:
+        console.print(
+            f"written to {out}: paste it at the end of the profile; all processes of the fleet change to it at once"
+        )

@@ -31,6 +31,8 @@ class Sample(Struct, frozen=True):
     #: 1 roadwork, 0 none.
     label: int
     votes: tuple[Vote, ...]
+    #: Where the photo is from; groups may be stretches of one origin.
+    origin: str = ""
 
 
 def fit(samples: Sequence[Sample], keys: Sequence[str]) -> Stack:

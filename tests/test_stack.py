@@ -10,7 +10,7 @@ import pytest
 import ops.cli
 from configs.errors import ConfigError
 from configs.profile import Profile, Stack, load_profile, parse_profile
-from ops.consensus import as_toml, known_samples, require_enough, worth
+from ops.consensus import Worth, _print, as_toml, known_samples, require_enough, worth
 from ops.serve import DATABASE
 from ops.stack import Sample, cross_validate, fit
 from routing.consensus import logit, sigmoid
@@ -18,6 +18,7 @@ from routing.decision import consensus
 from routing.messages import Item, Verdict, Vote
 from tests.test_cli import FLEET, refuses, run
 from tests.test_stops import Fleet, photos
+from workers.mcc import Counts
 from workers.verdicts import Labelled, VerdictDatabase
 
 #: Of the profile that the tests of the command use; the numbers of tiers and models are the demo's.
@@ -155,14 +156,37 @@ def test_too_few_labels_are_refused() -> None:
     assert require_enough(enough, profile) == ["scout-s", "scout-m"]
     with pytest.raises(ConfigError, match=r"29 photos of the rarer label .* 30 are needed, 10 for each of 3 terms"):
         require_enough(enough[1:], profile)
-    with pytest.raises(ConfigError, match="too few labels"):
+    with pytest.raises(ConfigError, match=r"9 photos of the rarer .* 10 are needed, 10 for its one term"):
+        require_enough([Sample("g", int(i < 9), votes(0)) for i in range(100)], profile)
+    with pytest.raises(ConfigError, match=r"no labelled verdict has a vote of a model of profile 'demo'.* --profile"):
         require_enough([], profile)
+
+
+@pytest.mark.parametrize(("pool", "words"), [(0.3, "for the record only; leave the profile"), (0.5, "paste it at the")])
+def test_a_stack_that_is_no_better_is_not_proposed(pool: float, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is written for the record; and where all photos are of one origin the figures are said to be of that."""
+    samples = [Sample(f"s:{i}", i % 2, (), "here") for i in range(4)]
+    counts = Counts(tp=1, tn=1, fp=1, fn=1)
+    _print(samples, ["a"], {"pool": Worth(counts, pool), "stack": Worth(counts, 0.4)}, Path("c.toml"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert words in said
+    assert ("paste it" in said) == (pool > 0.4)
+    assert "the groups are stretches of it" in said
+    _print(
+        [*samples, Sample("t", 1, (), "there")],
+        ["a"],
+        {"pool": Worth(counts, pool), "stack": Worth(counts, 0.4)},
+        Path("c"),
+    )
+    assert "stretches" not in capsys.readouterr().out
 
 
 def test_what_is_written_is_a_profiles_table() -> None:
     """Pasted at the end of a profile it is read back number by number, dots in a key or not; the digest is another."""
-    fitted = Stack(intercept=-0.1, slopes={"scout-s": 1.5, "internvl3.5-38b": 1e-5}, missing={"scout-s": -0.25})
+    slopes = {"scout-s": 1.5, "scout-m": 0.5, "internvl3.5-38b": 1e-5}
+    fitted = Stack(intercept=-0.1, slopes=slopes, missing={"scout-s": -0.25})
     plain = (Path(ops.cli.__file__).parents[1] / "configs/demo.toml").read_bytes()
+    plain += b'[[tiers]]\nname = "v"\nmodel = "internvl3.5-38b"\ndevice = "cuda:0"\nmemory_share = 0.9\n'
     profile = parse_profile(plain + as_toml(fitted, "3 photos").encode(), "x.toml")
     assert profile.consensus == msgspec.structs.replace(fitted, fitted_on="3 photos")
     assert profile.digest() != parse_profile(plain, "y.toml").digest()
@@ -223,6 +247,12 @@ def test_the_command_refuses(tmp_path: Path) -> None:
         ConfigError,
         "10 photos of the rarer label",
         "30 are needed",
+    )
+    refuses(
+        run(*FLEET, "consensus", "fit", "--out", str(tmp_path / "c.toml"), **{DATABASE: f"sqlite:///{tmp_path}/no.db"}),
+        ConfigError,
+        "there is no verdict database at",
+        "NATIX_FLEET_DATABASE=sqlite:///var/run/verdicts.db",
     )
 
 
