@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from configs.errors import ConfigError
+from configs.serving import Serving
 
 MODELS = Path(__file__).parent / "models"
 CATALOGUE = Path(__file__).parent / "models.toml"
@@ -109,6 +110,8 @@ class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     prompts: dict[str, Annotated[float, Meta(gt=0, le=1)]] = {}
     #: Boxes of a lower score do not count.
     least_score: Annotated[float, Meta(ge=0, lt=1)] = 0.05
+    #: Of a model that vLLM serves.
+    serving: Serving | None = None
     #: What only this engine knows.
     options: dict[str, str | int | float | bool | list[str]] = {}
     #: In words: how its output becomes a score, and when it abstains.

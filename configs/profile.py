@@ -12,6 +12,7 @@ from configs import consistency, fit
 from configs.errors import ConfigError
 from configs.memory import Device
 from configs.model import CATALOGUE, Key, ModelSpec, Precision, load_model
+from configs.serving import FIRST_PORT, Server
 
 PROFILES = Path(__file__).parent
 
@@ -105,6 +106,10 @@ class Tier(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     memory_share: Probability = 0.0
     #: Of a served model: it is split over so many devices, its own and those after it in the profile's list.
     tensor_parallel: Positive = 1
+    #: Of a served model: its server, and how it is asked.
+    server: Server = Server()
+    #: Its server does not answer: "abstain", its items go on with the votes that they have; "wait", they come again.
+    away: Literal["abstain", "wait"] = "abstain"
     #: [low, high): it takes only items of this certainty, c = |2 p - 1| of the pool. Tiers with a band that stand side
     #: by side are alternatives: an item goes to one of them, and from there past them all; one more certain than all
     #: of them settles.
@@ -188,6 +193,12 @@ class Profile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def models(self) -> dict[str, tuple[ModelSpec, ...]]:
         """The models of each tier in the order of its voters, by tier name."""
         return {tier.name: tuple(load_model(voter.model) for voter in tier.voters) for tier in self.tiers}
+
+    def server_url(self, tier: Tier) -> str:
+        """Where the server of a served tier is: somebody else's, or on loopback, each tier on a port of its own."""
+        served = [t.name for t in self.tiers if any(load_model(v.model).serving for v in t.voters)]
+        port = tier.server.port or FIRST_PORT + served.index(tier.name)
+        return tier.server.url or f"http://127.0.0.1:{port}"
 
     def digest(self) -> str:
         """Same digest, same decisions: 16 hex digits over what decides, and over nothing else.

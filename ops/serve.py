@@ -7,6 +7,7 @@ import redis
 import structlog
 
 from configs.errors import DiskError
+from configs.memory import served
 from configs.profile import Profile
 from routing.address import ServerAddress, address_from_environment
 from routing.broker import Doorbells, make_app, stops
@@ -69,7 +70,7 @@ def serve_tier(
     panel = (
         Panel(tier.name, [Member(specs[0], engine, tier.voters[0].weight)])
         if engine
-        else build_panel(tier, specs, pinned)
+        else build_panel(tier, specs, pinned, profile.server_url(tier) if served(specs) else "")
     )
     panel.load()
     panel.warm_up()

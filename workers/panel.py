@@ -172,18 +172,21 @@ def _check(engine: Engine, said: Sequence[Any], inputs: Sequence[Any]) -> None:
         raise ContractError(f"{type(engine).__module__} returned a score that is not a number")
 
 
-def build_panel(tier: Tier, specs: Sequence[ModelSpec], device: str) -> Panel:
+def build_panel(tier: Tier, specs: Sequence[ModelSpec], device: str, url: str = "") -> Panel:
     """The panel of a tier, not yet loaded.
 
     Args:
         tier: of a profile.
         specs: of its voters, in order.
         device: as workers.device.pin() says.
+        url: of its server, where it has one.
 
     Raises:
         ConfigError: an engine cannot be built.
     """
-    runtime = Runtime(device, tier.max_batch, tier.precision, tier.compile)
+    runtime = Runtime(
+        device, tier.max_batch, tier.precision, tier.compile, url, tier.server, waits=tier.away == "wait"
+    )
     voters: tuple[Voter, ...] = tier.voters
     members = [Member(spec, build(spec, runtime), v.weight) for spec, v in zip(specs, voters, strict=True)]
     return Panel(tier.name, members)

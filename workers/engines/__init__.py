@@ -9,6 +9,7 @@ from PIL import Image
 
 from configs.errors import ConfigError
 from configs.model import ModelSpec, Precision
+from configs.serving import Server
 
 #: The engine's name in the catalogue -> the module that holds its ``Engine``. Imported only when named.
 ENGINES = {
@@ -66,6 +67,10 @@ class Runtime(Struct, frozen=True):
     precision: Precision = "auto"
     #: Through torch.compile.
     compile: bool = False
+    #: Of a served model: where its server is, how it is asked, and whether items wait while it is away.
+    url: str = ""
+    server: Server = Server()
+    waits: bool = False
 
 
 class Engine(Protocol):
