@@ -184,9 +184,7 @@ def build_panel(tier: Tier, specs: Sequence[ModelSpec], device: str, url: str = 
     Raises:
         ConfigError: an engine cannot be built.
     """
-    runtime = Runtime(
-        device, tier.max_batch, tier.precision, tier.compile, url, tier.server, waits=tier.away == "wait"
-    )
+    runtime = Runtime(device, tier.max_batch, tier.precision, tier.compile, url, tier.server, waits=tier.away == "wait")
     voters: tuple[Voter, ...] = tier.voters
     members = [Member(spec, build(spec, runtime), v.weight) for spec, v in zip(specs, voters, strict=True)]
     return Panel(tier.name, members)
