@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 
 from configs.errors import FleetError
-from ops.child import Running
+from ops.running import Running
 
 #: In events of a whole roll, in place of a child's name.
 FLEET = "fleet"
@@ -52,7 +52,8 @@ class Roll:
     def _begin(self, now: float) -> bool:
         while self._todo:
             running = self._children[self._todo[0]]
-            if running.child.lasting and not running.retired and running.phase not in {"finished", "stopped"}:
+            rolls = running.child.lasting and not (running.child.endless or running.retired or running.paused)
+            if rolls and running.phase not in {"finished", "stopped"}:
                 break
             self._todo.popleft()
         else:
@@ -78,8 +79,8 @@ class Roll:
         running = self._children[self._todo[0]]
         if running.phase in {"backing off", "stopped", "finished"}:
             return self._stop(f"its successor did not come up: {running.how_it_ended()}")
-        # Draining, waiting and starting are its way.
-        return self._next() if running.phase == "ready" else True
+        # Draining, waiting and starting are its way; one that is paused meanwhile starts anew another time.
+        return self._next() if running.phase in {"ready", "paused"} else True
 
     def _overlapping(self, new: Running, old: Running, now: float) -> bool:
         if self._children[self._todo[0]] is new:

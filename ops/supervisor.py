@@ -5,24 +5,20 @@ progress display for instance. Each child leads a session of its own, so Ctrl-C 
 only, and what a child started dies with the child.
 """
 
-import random
 import sys
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self, TextIO
 
-from configs.errors import BusyError, ConfigError, DiskError, FleetError, ServerError, UsageError
-from ops.child import STUCK_S, Backoff, Child, ChildState, Event, Running
+from configs.errors import FleetError
+from ops.child import Backoff, Child, ChildState, Event
+from ops.comeback import delay_s, given_up
 from ops.interrupts import Interrupts
 from ops.roll import FLEET, Roll
+from ops.running import STUCK_S, Running
 
 POLL_INTERVAL_S = 0.05
-
-#: A mistake in the configuration does not heal by trying again.
-_HOPELESS = {UsageError.exit_status, ConfigError.exit_status}
-#: A server that is away comes back, and who is busy ends.
-_PASSING = {ServerError.exit_status, BusyError.exit_status}
 
 
 class Supervisor:
@@ -72,8 +68,8 @@ class Supervisor:
 
     @property
     def all_ready(self) -> bool:
-        """Whether every child is ready, or ended as it should."""
-        return all(state.phase in {"ready", "finished"} for state in self.states)
+        """Whether every child is ready, is paused, or ended as it should."""
+        return all(state.phase in {"ready", "paused", "finished"} for state in self.states)
 
     @property
     def ended(self) -> bool:
@@ -115,10 +111,29 @@ class Supervisor:
         """Asks one child to end, for good: it is not started any more, however the process that runs now ends."""
         running = self._children[name]
         running.retired = True
-        if running.phase in {"waiting", "backing off"}:
+        if running.phase in {"waiting", "backing off", "paused"}:
             running.phase = "finished"
         elif running.phase in {"starting", "ready"}:
             running.ask_to_end()
+
+    def pause(self, name: str) -> None:
+        """Drains one child, which then counts as ready and does not run until ``resume``."""
+        running = self._children[name]
+        if running.paused or running.retired or self._draining:
+            return
+        running.paused = True
+        if running.phase in {"waiting", "backing off"}:
+            running.phase = "paused"
+        elif running.phase in {"starting", "ready"}:
+            running.drain(time.monotonic())
+            self._note(running, "draining", "paused")
+
+    def resume(self, name: str) -> None:
+        """Starts a paused child again; nothing to one that is not paused."""
+        running = self._children[name]
+        running.paused = False
+        if running.phase == "paused":
+            running.phase, running.due = "waiting", 0.0
 
     def roll(self) -> None:
         """Restarts one child after another (see ops/roll.py); ``poll`` does it. Nothing while it is at it already."""
@@ -193,7 +208,7 @@ class Supervisor:
     def _start_if_due(self, running: Running, now: float) -> None:
         if running.phase not in {"waiting", "backing off"} or now < running.due:
             return
-        if any(self._children[name].phase not in {"ready", "finished"} for name in running.child.after):
+        if not (all(self._children[name].lets_others_start for name in running.child.after) and running.may_start):
             return
         try:
             running.start()
@@ -221,35 +236,19 @@ class Supervisor:
         if self._draining or running in self._beside:
             running.phase = "stopped"
             return
-        if running.retired or (status == 0 and not running.child.lasting):
-            running.phase = "finished"
+        if running.retired or running.paused or (status == 0 and not running.child.lasting):
+            running.phase = "paused" if running.paused and not running.retired else "finished"
             return
         if running.phase == "draining":
-            # The roll asked for it: its successor starts now.
+            # The roll asked for it, or it is wanted again: its successor starts now.
             running.phase, running.due = "waiting", now
             return
-        if not running.child.lasting and status is not None and status > 0 and status not in _PASSING:
-            self._give_up(running, f"{running.child.name} failed", status)
+        if fault := given_up(running, self._backoff, now, was_ready=was_ready):
+            self._give_up(running, *fault)
             return
-        if was_ready and now - running.started >= self._backoff.steady_s:
-            running.failures = 0
-        # One that was ready before waits for its server, for space on its disk, and for its profile to be mended.
-        if not was_ready and not (running.proven and status in _PASSING | _HOPELESS | {DiskError.exit_status}):
-            running.failed_starts = [at for at in running.failed_starts if now - at < self._backoff.give_up_within_s]
-            running.failed_starts.append(now)
-            if status in _HOPELESS or len(running.failed_starts) >= self._backoff.give_up_exits:
-                starts = f"{len(running.failed_starts)} time{'s' * (len(running.failed_starts) > 1)}"
-                own = status if status in _HOPELESS or not running.child.lasting else None
-                self._give_up(running, f"{running.child.name} ended before it was ready, {starts}", own)
-                return
-        delay_s = min(self._backoff.cap_s, self._backoff.base_s * 2**running.failures)
-        # Children that died together must not come back in step.
-        delay_s *= random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, hides nothing
-        running.failures += 1
-        running.restarts += 1
-        running.due = now + delay_s
-        running.phase = "backing off"
-        self._note(running, "restarts", f"in {delay_s:.1f} s")
+        wait_s = delay_s(running, self._backoff)
+        running.due, running.phase = now + wait_s, "backing off"
+        self._note(running, "restarts", f"in {wait_s:.1f} s")
 
     def _give_up(self, running: Running, why: str, status: int | None) -> None:
         """The fault: why, its last lines, and its own exit status where that says more than "a child failed"."""
@@ -270,7 +269,7 @@ class Supervisor:
 
     def _drain_step(self, now: float) -> None:
         for running in reversed(self._all):
-            if running.phase in {"waiting", "backing off"}:
+            if running.phase in {"waiting", "backing off", "paused"}:
                 running.phase = "stopped"
             if running.pid is None or running.phase == "draining":
                 continue
