@@ -9,6 +9,7 @@ import click
 from configs.errors import UsageError
 from configs.profile import load_profile
 from ops.models_command import models
+from ops.quantize_command import quantize
 from routing.command import run_command
 from routing.logs import configure_logging
 
@@ -256,6 +257,7 @@ def quarantine_drop(image_ids: tuple[str, ...], profile_name: str) -> None:
 
 
 cli.add_command(models)
+cli.add_command(quantize)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """LMCache beside the fleet: KV blocks outlive a VLM's server in a process of their own, and that process in a Valkey.
 
 The Valkey is a second one, for blocks only. LMCache's adapter for Redis (0.5.6) sends AUTH, GET, SET, EXISTS and DEL;
-it knows no database but 0 and no prefix for its keys, which are MODEL@RANK@GROUP@HASH. On the ledger's server its blocks
+it knows no database but 0 and no prefix for its keys, which are MODEL@RANK@GROUP@HASH. On the ledger's server blocks
 would fill the memory that the ledger's writes need, which are refused beyond maxmemory. What holds blocks may evict,
 what holds the ledger must not: one server cannot be both.
 """
