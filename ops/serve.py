@@ -23,6 +23,7 @@ from workers.engines import Engine, require_engine
 from workers.panel import Member, Panel, build_panel
 from workers.photos import LoadInputs, photo_loader
 from workers.progress import Progress
+from workers.rest import Rest
 from workers.tier import TierStop
 from workers.verdicts import VerdictDatabase
 
@@ -84,6 +85,8 @@ def serve_tier(
     if load_inputs is None:
         load_inputs = photo_loader(open_store(profile.photos.store, client), panel, progress.moved)
     stop = TierStop(profile, tier, panel, load_inputs, owner, progress)
+    if tier.residency == "sleep" and served(specs):
+        stop.rests = Rest(client, tier.name, profile.server_url(tier))
     owner.standby = Standby(stop.name, stop.serve)
     owner.start()
     stop.batcher.start()

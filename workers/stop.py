@@ -60,6 +60,8 @@ class Stop(ABC):
         self.progress = progress
         #: Set when the process is told to end: tasks stop after the claim in hand.
         self.ending = threading.Event()
+        #: Whether nothing is to be claimed for now; asked before each claim, so it must be quick.
+        self.rests: Callable[[], bool] = lambda: False
         #: After a claim that was not full, ready batches gather for this long.
         self.linger_s = 0.0
         self._attendant = threading.Lock()
@@ -109,6 +111,8 @@ class Stop(ABC):
                     break
                 # The last look says so, whatever it finds: from then on writers ring again.
                 last = now_s - worked_s > IDLE_S
+                if self._resting():
+                    break
                 claim = self._claim(attending, last)
                 if claim is None or not claim.batches:
                     if last or not attending:
@@ -152,7 +156,7 @@ class Stop(ABC):
                         self.owner.doorbells.ring([self.name])
                         return worked, False
                 takes = len(pending) < LIVE_CLAIMS and not over and not self.ending.is_set()
-                claim = self._claim_live() if takes else None
+                claim = self._claim_live() if takes and not self._resting() else None
                 if claim and claim.batches:
                     pending.append(self._live.submit(self._work, claim))
                     worked += len(claim.batches)
@@ -163,6 +167,13 @@ class Stop(ABC):
             for future in pending:
                 if error := future.exception():
                     log.error("live work failed", stop=self.name, exc_info=error)
+
+    def _resting(self) -> bool:
+        rests = self.rests()
+        if rests and self.owner.standby:
+            # Its doorbells work: it is by choice that ready work waits.
+            self.owner.standby.looked()
+        return rests
 
     def _claim_live(self) -> Claim | None:
         return self._ask(lambda: self.owner.claim(self.name, self.max_items, bulk_share=LIVE_ONLY))

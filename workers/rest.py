@@ -1,0 +1,79 @@
+"""Whether a tier rests: its server sleeps, or is about to, and what is claimed would wait in it for nothing."""
+
+import threading
+import time
+from urllib.parse import urlsplit
+
+import httpx2
+import redis
+
+from routing.ledger import PREFIX
+from routing.patience import passing
+
+#: Asked at most this often.
+LOOK_S = 0.25
+_TIMEOUT_S = 1.0
+
+
+def rest_key(tier: str) -> str:
+    """It exists while a tier is told to rest: set before its server is, gone by itself if nobody says so any more."""
+    return f"{PREFIX}rest:{tier}"
+
+
+def sleeping(client: httpx2.Client, url: str) -> bool | None:
+    """Whether the server sleeps, by its own word; None: it has none, being away, or without vLLM's dev endpoints.
+
+    Args:
+        client: with a short timeout.
+        url: the server's.
+    """
+    try:
+        reply = client.get(f"{url}/is_sleeping")
+        return bool(reply.json()["is_sleeping"]) if reply.status_code == httpx2.codes.OK else None
+    except (httpx2.RequestError, ValueError, KeyError):
+        return None
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a server is on this machine, and its dev endpoints out of others' reach."""
+    host = urlsplit(url).hostname or ""
+    return host in {"localhost", "::1"} or host.startswith("127.")
+
+
+class Rest:
+    """Of one tier; thread-safe.
+
+    Args:
+        server: where the ledger is.
+        tier: its name.
+        url: of its model's server.
+    """
+
+    def __init__(self, server: redis.Redis, tier: str, url: str) -> None:
+        self._server = server
+        self._key = rest_key(tier)
+        self._url = url
+        # A proxy of the environment is for other hosts.
+        self._client = httpx2.Client(timeout=_TIMEOUT_S, trust_env=False)
+        self._look = threading.Lock()
+        self._looked_s = float("-inf")
+        self._rests = False
+
+    def __call__(self) -> bool:
+        """Whether it rests, as of the last quarter of a second; while one looks, others take what was seen last."""
+        if time.monotonic() - self._looked_s >= LOOK_S and self._look.acquire(blocking=False):
+            try:
+                self._rests = self._told() or bool(sleeping(self._client, self._url))
+            finally:
+                self._looked_s = time.monotonic()
+                self._look.release()
+        return self._rests
+
+    def _told(self) -> bool:
+        try:
+            return bool(self._server.exists(self._key))
+        except redis.RedisError as error:
+            if not passing(error):
+                raise
+            # The claim that follows waits for the server.
+            return False
