@@ -1,10 +1,15 @@
-"""What is wrong with a profile by itself, before its models and devices are looked at."""
+"""What is wrong with a profile by itself, and with its servers, before its devices are looked at."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from configs.memory import served
+from configs.serving import Server
 
 if TYPE_CHECKING:
+    from configs.model import ModelSpec
     from configs.profile import Profile, Tier
 
 
@@ -67,3 +72,57 @@ def _unheard(profile: "Profile") -> Iterator[str]:
     for key, weight in weights.items():
         if weight and key not in profile.consensus.slopes:
             yield f"consensus: model {key!r} has weight {weight} and no slope: fit anew, or give it weight 0"
+
+
+def server_problems(profile: "Profile", models: "Mapping[str, Sequence[ModelSpec]]") -> Iterator[str]:
+    """What is wrong with the servers of a profile.
+
+    Args:
+        profile: whose models can be loaded.
+        models: of each tier, by its name.
+    """
+    ports: dict[int, str] = {}
+    for i, tier in enumerate(profile.tiers):
+        where, specs = f"tiers[{i}] ({tier.name})", models[tier.name]
+        if not served(specs):
+            # The engines that run a VLM in the worker ask as served ones do.
+            if tier.server != Server() and not any(spec.serving for spec in specs):
+                yield f"{where}: {specs[0].key} runs in the worker: no [tiers.server]"
+            continue
+        if len(specs) > 1:
+            yield f"{where}: a served model is a tier of its own, not one of a panel"
+        elif tier.server.url:
+            for problem in _elsewhere(tier):
+                yield f"{where}: {problem}"
+        else:
+            port = urlsplit(profile.server_url(tier)).port or 0
+            if port in ports:
+                yield f"{where}: port {port} is that of tier {ports[port]}: give one of them another server.port"
+            ports[port] = tier.name
+
+
+def _elsewhere(tier: "Tier") -> Iterator[str]:
+    """Of a server that somebody else runs the fleet decides nothing."""
+    url = tier.server.url
+    if not re.fullmatch(r"https?://[^/\s@]+/?", url) or not _has_port(url):
+        yield f"server.url {url!r} is no http://HOST:PORT"
+    ours = {
+        "server.port": tier.server.port,
+        "memory_share": tier.memory_share,
+        "tensor_parallel": tier.tensor_parallel > 1,
+        "server.data_parallel": tier.server.data_parallel > 1,
+        "server.lmcache": tier.server.lmcache,
+        'residency = "sleep"': tier.residency == "sleep",
+        "device": tier.device != "cpu",
+    }
+    for name, set_here in ours.items():
+        if set_here:
+            yield f"{name} is of a server that the fleet starts, and server.url is somebody else's: give one of them"
+
+
+def _has_port(url: str) -> bool:
+    """Whether a URL's port, if it names one, can be one: urlsplit refuses others."""
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:
+        return False

@@ -10,6 +10,7 @@ from configs.memory import (
     LEAST_ROOM_BYTES,
     USABLE,
     Load,
+    device_count,
     devices_of,
     host_bytes,
     least_share,
@@ -55,19 +56,20 @@ def problems(profile: "Profile", models: Models) -> Iterator[str]:
 
 def _tier_problems(profile: "Profile", tier: "Tier", models: Models) -> Iterator[str]:
     where, specs = f"tier {tier.name}", models[tier.name]
-    if tier.tensor_parallel > 1 and not served(specs):
-        yield f"{where}: tensor_parallel is for served models, {specs[0].key} runs in the worker"
+    wanted = device_count(tier)
+    if wanted > 1 and not served(specs):
+        yield f"{where}: {_split(tier)} is for served models, {specs[0].key} runs in the worker"
     elif tier.memory_share and not served(specs):
         yield f"{where}: memory_share is for served models, {specs[0].key} runs in the worker"
     if not profile.devices:
-        if tier.tensor_parallel > 1:
-            yield f"{where}: tensor_parallel {tier.tensor_parallel} needs the profile's list of devices"
+        if wanted > 1:
+            yield f"{where}: {_split(tier)} needs the profile's list of devices"
         return
     there = devices_of(tier, profile.devices)
     if not there:
         yield f"{where}: device {tier.device} is not one of the profile's devices"
-    elif len(there) < tier.tensor_parallel:
-        yield f"{where}: tensor_parallel {tier.tensor_parallel}, but {len(there)} of the devices from {tier.device} on"
+    elif len(there) < wanted:
+        yield f"{where}: {_split(tier)}, but {len(there)} of the devices from {tier.device} on"
     elif served(specs):
         least = max(least_share(tier, specs, device) for device in there)
         if least > USABLE:
@@ -81,6 +83,12 @@ def _tier_problems(profile: "Profile", tier: "Tier", models: Models) -> Iterator
             )
         elif tier.memory_share < least:
             yield f"{where}: {specs[0].key} needs memory_share {least:.2f} of {tier.device}, not {tier.memory_share}"
+
+
+def _split(tier: "Tier") -> str:
+    """What makes it ask for several devices, in words."""
+    parts = {"tensor_parallel": tier.tensor_parallel, "data_parallel": tier.server.data_parallel}
+    return " x ".join(f"{name} {count}" for name, count in parts.items() if count > 1)
 
 
 def _over(profile: "Profile", models: Models) -> list[str]:
@@ -136,7 +144,7 @@ def _changes(profile: "Profile", tier: "Tier", specs: Sequence[ModelSpec]) -> It
                 yield words, replace(lower, memory_share=share)
     for device in profile.devices:
         alike = {device.memory_bytes for device in there} == {device.memory_bytes}
-        if device not in there and alike and tier.tensor_parallel == 1:
+        if device not in there and alike and device_count(tier) == 1:
             yield f'with device = "{device.name}"', replace(tier, device=device.name)
     if tier.residency == "resident":
         yield 'with residency = "sleep"', replace(tier, residency="sleep")

@@ -167,12 +167,21 @@ def _room_bytes(spec: ModelSpec, precision: str, max_batch: int) -> int:
 
 
 def devices_of(tier: "Tier", devices: Sequence[Device]) -> Sequence[Device]:
-    """Where a tier is: its device, and those after it in the list as far as tensor_parallel asks and the list goes."""
+    """Where a tier is: its device and those after it, as many as it asks for, as far as the list goes.
+
+    A served model takes tensor_parallel devices for each of its server's data_parallel copies; a copy's share of a
+    device is that of one.
+    """
     names = [device.name for device in devices]
     if tier.device not in names:
         return ()
     place = names.index(tier.device)
-    return devices[place : place + tier.tensor_parallel]
+    return devices[place : place + device_count(tier)]
+
+
+def device_count(tier: "Tier") -> int:
+    """Devices that a tier asks for."""
+    return tier.tensor_parallel * tier.server.data_parallel
 
 
 def loads(profile: "Profile", models: Mapping[str, Sequence[ModelSpec]]) -> list[Load]:

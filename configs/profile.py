@@ -243,7 +243,8 @@ def parse_profile(text: bytes, origin: str) -> Profile:
                 load_model(voter.model)
         except ConfigError as error:
             raise ConfigError(f"{origin}: tiers[{i}] ({tier.name}): {error}") from None
-    for problem in fit.problems(profile, profile.models()):
+    models = profile.models()
+    for problem in (*consistency.server_problems(profile, models), *fit.problems(profile, models)):
         raise ConfigError(f"{origin}: {problem}")
     return profile
 

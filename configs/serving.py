@@ -14,8 +14,18 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 
-#: What vLLM may hold the KV cache in, of both releases that the fleet knows (ops.vllm_releases).
-KvCacheDtype = Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"]
+#: What vLLM may hold the KV cache in; not every release knows all of them (ops.vllm_releases).
+KvCacheDtype = Literal[
+    "auto",
+    "bfloat16",
+    "fp8",
+    "fp8_e4m3",
+    "fp8_e5m2",
+    "fp8_per_token_head",
+    "int8_per_token_head",
+    "int4_per_token_head",
+    "nvfp4",
+]
 
 
 class Draft(Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,10 +44,15 @@ class Serving(Struct, frozen=True, forbid_unknown_fields=True):
     max_model_len: Positive = 4096
     #: Tokens of one step of the engine, at most; some models need a floor.
     max_num_batched_tokens: Positive = 8192
-    #: Photo area that its processor brings a photo to, in square pixels: least, most; (0, 0): its own bounds.
+    #: Photo area that its processor brings a photo to, in square pixels: least, most; (0, 0): its own bounds. Qwen's
+    #: processors are told so as ``size``; those of others cut tiles, and have words of their own for them.
     pixels: tuple[int, int] = (0, 0)
-    #: How its processor is told so; "": it cannot be told.
-    pixels_as: Literal["", "size", "min_max"] = ""
+    #: What its processor is told besides, in its own words.
+    processor: dict[str, int] = {}
+    #: Modalities beside photos that it takes and is never sent: no memory is kept for them.
+    unused: tuple[Literal["video", "audio"], ...] = ("video",)
+    #: What its chat template is told for each question.
+    chat_template: dict[str, bool | str] = {}
     #: vLLM's parser that parts thoughts from the answer; empty: it does not think.
     reasoning_parser: str = ""
     #: Tokens that it may think before it must answer; 0: it answers at once.
@@ -70,6 +85,10 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     data_parallel: Positive = 1
     prefix_caching: bool = True
     kv_cache_dtype: KvCacheDtype = "auto"
+    #: On a processor, which has no share of a device: memory for the KV cache.
+    kv_cache_gib: Positive = 1
+    #: Prepared photos that are kept, for each front-end process: 0 where each is asked about once.
+    mm_processor_cache_gb: Annotated[float, Meta(ge=0)] = 0.0
     #: Tokens of a KV block; 0: vLLM's choice. A prefix is found again in whole blocks only.
     block_size: Annotated[int, Meta(ge=0)] = 0
     #: Without CUDA graphs and torch.compile: it starts sooner and runs slower.

@@ -10,6 +10,7 @@ from configs.errors import UsageError
 from configs.profile import load_profile
 from ops.models_command import models
 from ops.quantize_command import quantize
+from ops.vllm_command import vllm
 from routing.command import run_command
 from routing.logs import configure_logging
 
@@ -258,6 +259,7 @@ def quarantine_drop(image_ids: tuple[str, ...], profile_name: str) -> None:
 
 cli.add_command(models)
 cli.add_command(quantize)
+cli.add_command(vllm)
 
 
 def main() -> None:

