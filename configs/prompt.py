@@ -1,7 +1,7 @@
 """What a vision-language model is asked about a photo: one file each, its version in its name.
 
-A prompt that was used is never changed: calibrators were fitted on its answers. A better one is a new file with the next
-number.
+A prompt that was used is never changed: calibrators were fitted on its answers. A better one is a new file, with the
+next number.
 """
 
 from functools import cache

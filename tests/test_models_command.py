@@ -137,7 +137,7 @@ def test_what_a_score_is_worth() -> None:
         ("nope", ("'nope'", "natix-fleet models lists all")),
         ("adfnet", ("replaced by 'night-dfine'", "no night detector")),
         ("consensus", ("no engine runs it", "own code")),
-        ("qwen3-vl-4b-instruct", ("no engine 'vllm'",)),
+        ("qwen3-vl-4b-instruct", ("NATIX_FLEET_VLM_URL",)),
         ("yolo-master-n", ("NATIX_FLEET_PYTHON_YOLO_MASTER",)),
         ("dfine-x", ("needs torch", "pip install -e '.[detectors]'")),
         ("yolo26-x", ("needs torch", "pip install -e '.[ultralytics]'")),
@@ -149,6 +149,7 @@ def test_check_says_what_is_missing(key: str, words: tuple[str, ...], monkeypatc
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("NATIX_FLEET_PYTHON_YOLO_MASTER", raising=False)
+    monkeypatch.delenv("NATIX_FLEET_VLM_URL", raising=False)
     with pytest.raises(ConfigError) as caught:
         check(key, None, "cpu")
     assert all(word in str(caught.value) for word in words)

@@ -16,7 +16,7 @@ from configs.profile import Tier, Voter
 from routing.decision import calibrate
 from routing.messages import Vote
 from workers.detections import Detections, image_logit
-from workers.engines import DETECTORS, DeviceMemoryError, Engine, Runtime, Shot, build
+from workers.engines import DETECTORS, AskedEngine, DeviceMemoryError, Engine, Runtime, Shot, build
 from workers.size import weigh
 
 T = TypeVar("T")
@@ -52,10 +52,17 @@ class Panel:
         self._engines = [member.engine for member in members]
         #: Of each detector, what its labels weigh; empty for others, and for one that knows nothing of roadwork.
         self._weights = [_weights(member.spec) for member in members]
+        #: Of a tier whose model is served: it is asked about many photos at once (workers.fanout).
+        self._asked = self._engines[0] if len(members) == 1 and isinstance(self._engines[0], AskedEngine) else None
         self._depth = self._place_of("depth")
         self._fusion = self._place_of("fusion")
         #: The longest side that a member wants.
         self.input_px = max(member.spec.input_px for member in members)
+
+    @property
+    def asked(self) -> bool:
+        """Whether its model is served: then ask() and prepare_stored() do in place of score() and prepare()."""
+        return self._asked is not None
 
     def load(self) -> None:
         """Loads all, one after another.
@@ -84,6 +91,20 @@ class Panel:
     def prepare(self, photo: Image.Image, shot: Shot) -> tuple[Any, ...]:
         """The input of each member, None where it abstains; last what is known of the photo."""
         return (*(engine.prepare(photo, shot) for engine in self._engines), shot)
+
+    def prepare_stored(self, data: bytes | None, shot: Shot) -> tuple[Any, ...]:
+        """The input of a served model from stored bytes. Raises PhotoError."""
+        return (self._the_asked.prepare_stored(data, shot), shot)
+
+    async def ask(self, one: tuple[Any, ...]) -> Scores:
+        """The score of one photo by a served model. Raises what its engine does."""
+        score = await self._the_asked.ask(one[0])
+        _check(self._engines[0], [score], [one])
+        return (score,)
+
+    def take_counts(self) -> dict[str, int]:
+        """What its engine counts, since it was last asked."""
+        return self._asked.take_counts() if self._asked else {}
 
     def score(self, inputs: Sequence[tuple[Any, ...]]) -> list[Scores]:
         """The scores of each photo, in their order.
@@ -114,6 +135,12 @@ class Panel:
             for m, score in zip(self.members, scores, strict=True)
             if score is not None
         ]
+
+    @property
+    def _the_asked(self) -> AskedEngine:
+        if self._asked is None:
+            raise TypeError("this panel's models are not served")
+        return self._asked
 
     def _place_of(self, engine: str) -> int | None:
         return next((i for i, member in enumerate(self.members) if member.spec.engine == engine), None)
@@ -184,7 +211,18 @@ def build_panel(tier: Tier, specs: Sequence[ModelSpec], device: str, url: str = 
     Raises:
         ConfigError: an engine cannot be built.
     """
-    runtime = Runtime(device, tier.max_batch, tier.precision, tier.compile, url, tier.server, waits=tier.away == "wait")
+    if url and len(specs) > 1:
+        raise ConfigError(f"tier {tier.name!r}: a served model has a tier of its own, and no panel")
+    runtime = Runtime(
+        device,
+        tier.max_batch,
+        tier.precision,
+        tier.compile,
+        url,
+        tier.server,
+        waits=tier.away == "wait",
+        sleeps=tier.residency == "sleep",
+    )
     voters: tuple[Voter, ...] = tier.voters
     members = [Member(spec, build(spec, runtime), v.weight) for spec, v in zip(specs, voters, strict=True)]
     return Panel(tier.name, members)

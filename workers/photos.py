@@ -36,7 +36,10 @@ def photo_loader(store: PhotoStore, panel: Panel, moved: Callable[[], None]) -> 
             part = items[start : start + step]
             for item, data in zip(part, store.get(part), strict=True):
                 try:
-                    inputs.append(panel.prepare(open_photo(data, 2 * panel.input_px), _shot(item)))
+                    if panel.asked:
+                        inputs.append(panel.prepare_stored(data, _shot(item)))
+                    else:
+                        inputs.append(panel.prepare(open_photo(data, 2 * panel.input_px), _shot(item)))
                 except PhotoError as error:
                     inputs.append(error)
                 except Exception as error:  # noqa: BLE001 - whatever an engine's library says of this photo, its neighbours go on

@@ -3,22 +3,30 @@
 The API: OpenAI's POST /v1/chat/completions, photos as data URLs of JPEG.
 """
 
+import asyncio
 import base64
 import os
 import random
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
-import httpx2
+import aiohttp
 import msgspec
+import structlog
 from msgspec import Struct
 
 from configs.errors import ConfigError
+from workers.answer import Completion
+from workers.background import background, wait_for
+from workers.breaker import Breaker
 from workers.engines import EngineAwayError
 
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 #: Where the server is, http://HOST:PORT, unless a model's row says it; the environment goes first.
 URL_VARIABLE = "NATIX_FLEET_VLM_URL"
@@ -26,11 +34,15 @@ URL_VARIABLE = "NATIX_FLEET_VLM_URL"
 KEY_VARIABLE = "NATIX_FLEET_VLM_KEY"
 
 CONNECT_S = 5.0
+#: A connection that nobody used for this long is not used again: vLLM closes one after 5 s.
+KEEP_ALIVE_S = 4.0
 #: Retries of one question, up to 0.5, 1, 2 and 4 s apart.
 RETRIES, RETRY_BASE_S, RETRY_CAP_S = 4, 0.5, 4.0
 
 #: The server is busy, or restarts behind its proxy: the same question may be answered later.
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+#: Busy, and not away.
+_BUSY = frozenset({408, 425, 429, 500})
 #: The key, the path or the model's name is wrong: no photo's fault, and no retry heals it.
 _MISTAKEN = frozenset({401, 403, 404, 405})
 
@@ -57,33 +69,39 @@ class Answer(Struct, frozen=True):
 
 
 class Served:
-    """One model of one server. May be asked from several threads.
+    """One server, and one model of it. May be asked from several threads, and in the background loop.
 
     Args:
         url: http://HOST:PORT or https, with or without /v1.
         model: its name there.
         timeout_s: for one question, its retries and the pauses between them.
+        in_flight: questions that the server has at once, at most; others wait here.
 
     Raises:
         ConfigError: the URL is none, or the key cannot be one.
     """
 
-    def __init__(self, url: str, model: str, timeout_s: float) -> None:
+    def __init__(self, url: str, model: str, timeout_s: float, in_flight: int = 64) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self.model = model
+        self.breaker = Breaker()
         self._timeout_s = timeout_s
         key = os.environ.get(KEY_VARIABLE, "").strip()
         if not (key.isascii() and key.isprintable()):
             raise ConfigError(f"${KEY_VARIABLE} holds characters that no header may have")
         try:
-            parsed = httpx2.URL(self.url)
-        except httpx2.InvalidURL as error:
-            raise ConfigError(f"{url!r} is no URL of a served model: {error}") from None
-        if parsed.scheme not in {"http", "https"} or not parsed.host:
+            parsed = urlsplit(self.url)
+            sound = parsed.scheme in {"http", "https"} and bool(parsed.hostname) and parsed.port != 0
+        except ValueError:
+            sound = False
+        if not sound:
             raise ConfigError(f"{url!r} is no URL of a served model: http://HOST:PORT is one")
-        self._client = httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"} if key else {})
+        self._session = wait_for(_session(in_flight, {"Authorization": f"Bearer {key}"} if key else {}))
+        #: When a question was last answered, on the monotonic clock, and why one was not.
+        self._answered_s = 0.0
+        self._cause = ""
         # An engine has no end of its own, so its connections end with the last that refers to it.
-        weakref.finalize(self, self._client.close)
+        weakref.finalize(self, _close, self._session)
 
     def names(self) -> list[str]:
         """The models that the server has; empty when it does not say.
@@ -91,8 +109,7 @@ class Served:
         Raises:
             EngineAwayError: it does not answer.
         """
-        listed = _decoded(self._request("GET", "/v1/models", None), _Models, self.url)
-        return [model.id for model in listed.data]
+        return wait_for(self.models())
 
     def ask(self, turns: Sequence[Turn], max_tokens: int) -> Answer:
         """The model's answer to a conversation, at temperature 0.
@@ -107,44 +124,108 @@ class Served:
             "max_tokens": max_tokens,
             "temperature": 0.0,
         }
-        completion = _decoded(self._request("POST", "/v1/chat/completions", body), _Completion, self.url)
+        completion = wait_for(self.request("POST", "/v1/chat/completions", Completion, msgspec.json.encode(body)))
         if not completion.choices:
             raise EngineAwayError(f"{self.url} answered without a choice")
         choice = completion.choices[0]
         return Answer(choice.message.content or "", choice.finish_reason or "")
 
-    def _request(self, method: str, path: str, body: dict[str, Any] | None) -> httpx2.Response:
-        """The reply, its status 200; tried again while that may help and time is left."""
-        until_s = time.monotonic() + self._timeout_s
+    async def models(self) -> list[str]:
+        """As names(), in the background loop."""
+        return [model.id for model in (await self.request("GET", "/v1/models", _Models)).data]
+
+    async def request(self, method: str, path: str, kind: type[T], body: bytes | None = None) -> T:
+        """The reply, tried again while that may help and time is left. In the background loop.
+
+        Args:
+            method: GET or POST.
+            path: from the server's root.
+            kind: what the reply is decoded as.
+            body: JSON.
+
+        Raises:
+            EngineAwayError, RefusedError: as ask().
+        """
+        begun_s = time.monotonic()
+        until_s = begun_s + self._timeout_s
+        cause = ""
         for tried in range(RETRIES + 1):
-            left_s = max(until_s - time.monotonic(), 0.001)
-            timeout = httpx2.Timeout(left_s, connect=min(left_s, CONNECT_S))
+            if not self.breaker.admits(time.monotonic()):
+                raise EngineAwayError(f"{self.url} is away: {cause or self._cause}")
             wanted_s = 0.0
             try:
-                reply = self._client.request(method, path, json=body, timeout=timeout)
-            except httpx2.ReadTimeout:
-                # Not asked again: the server is still at work on it, and would have it twice.
-                raise EngineAwayError(f"{self.url} has not answered in {self._timeout_s:g} s") from None
-            except httpx2.RequestError as error:
-                cause = f"{self.url}: {str(error) or type(error).__name__}"
+                reply = await self._once(method, path, body, max(until_s - time.monotonic(), 0.001))
+            except EngineAwayError as away:
+                self._failed(str(away))
+                raise
+            except aiohttp.ClientError as error:
+                cause = f"{self.url}: {_why(error)}"
+                self._failed(cause)
+            except BaseException:
+                self.breaker.dropped()
+                raise
             else:
-                if reply.status_code == 200:
-                    return reply
-                cause = f"{self.url} says {reply.status_code}: {_reason(reply)}"
-                if reply.status_code in _MISTAKEN:
-                    raise EngineAwayError(f"{cause} (is {self.model!r} served there, and is ${KEY_VARIABLE} right?)")
-                if reply.status_code < 400:
-                    raise EngineAwayError(f"{cause} (is the URL right? redirects are not followed)")
-                if reply.status_code < 500 and reply.status_code not in _PASSING:
+                if reply.status == 200:
+                    self._answered()
+                    return _decoded(reply.body, kind, self.url)
+                cause = f"{self.url} says {reply.status}: {reply.reason()}"
+                self._judge(reply.status, cause)
+                wanted_s = reply.retry_after_s()
+                if reply.status == 500 and tried == RETRIES and self._answered_s > begun_s:
+                    # Others were answered meanwhile.
                     raise RefusedError(cause)
-                wanted_s = _retry_after_s(reply)
             # Somewhere between at once and the longest pause, so that many askers do not come back together.
             # Source: M. Brooker, Exponential Backoff And Jitter, 2015 ("full jitter").
             pause_s = max(random.uniform(0, min(RETRY_CAP_S, RETRY_BASE_S * 2**tried)), wanted_s)  # noqa: S311 - no secret
             if tried == RETRIES or time.monotonic() + pause_s >= until_s:
                 break
-            time.sleep(pause_s)
+            await asyncio.sleep(pause_s)
         raise EngineAwayError(cause)
+
+    async def _once(self, method: str, path: str, body: bytes | None, left_s: float) -> "_Reply":
+        timeout = aiohttp.ClientTimeout(total=left_s, sock_connect=min(left_s, CONNECT_S))
+        headers = {"content-type": "application/json"} if body else {}
+        try:
+            async with self._session.request(
+                method, self.url + path, data=body, headers=headers, timeout=timeout, allow_redirects=False
+            ) as reply:
+                return _Reply(reply.status, await reply.read(), reply.headers)
+        except aiohttp.ConnectionTimeoutError:
+            raise
+        except TimeoutError:
+            # Not asked again: the server is still at work on it, and would have it twice.
+            raise EngineAwayError(f"{self.url} has not answered in {self._timeout_s:g} s") from None
+
+    def _judge(self, status: int, cause: str) -> None:
+        """What a status other than 200 says of the server, and whether it may pass.
+
+        Raises:
+            EngineAwayError, RefusedError: it may not.
+        """
+        if status in _BUSY or (400 <= status < 500 and status not in _MISTAKEN):
+            self._answered(busy=True)
+        else:
+            self._failed(cause)
+        if status in _MISTAKEN:
+            raise EngineAwayError(f"{cause} (is {self.model!r} served there, and is ${KEY_VARIABLE} right?)")
+        if status < 400:
+            raise EngineAwayError(f"{cause} (is the URL right? redirects are not followed)")
+        if status < 500 and status not in _PASSING:
+            raise RefusedError(cause)
+
+    def _answered(self, *, busy: bool = False) -> None:
+        if self.breaker.state != "closed":
+            log.info("a server answers again", url=self.url)
+        self.breaker.answered()
+        if not busy:
+            self._answered_s = time.monotonic()
+
+    def _failed(self, cause: str) -> None:
+        was = self.breaker.state
+        self.breaker.failed(time.monotonic())
+        self._cause = cause
+        if was == "closed" and self.breaker.state == "open":
+            log.warning("a server is away", url=self.url, reason=cause)
 
 
 def url_of(option: str) -> str:
@@ -159,17 +240,20 @@ def url_of(option: str) -> str:
     return url
 
 
-class _Message(Struct, frozen=True):
-    content: str | None = None
+class _Reply(Struct, frozen=True):
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
 
+    def reason(self) -> str:
+        """The first line of what the server says is wrong, at most 200 characters."""
+        lines = self.body.decode("utf-8", "replace").strip().splitlines()
+        return lines[0][:200] if lines else "no reason"
 
-class _Choice(Struct, frozen=True):
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Completion(Struct, frozen=True):
-    choices: list[_Choice]
+    def retry_after_s(self) -> float:
+        """What the server asks us to wait; 0.0 when it does not say, or says a date."""
+        text = self.headers.get("retry-after", "")
+        return float(text) if text.isdecimal() else 0.0
 
 
 class _Model(Struct, frozen=True):
@@ -180,6 +264,21 @@ class _Models(Struct, frozen=True):
     data: list[_Model]
 
 
+async def _session(in_flight: int, headers: dict[str, str]) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(limit=in_flight, keepalive_timeout=KEEP_ALIVE_S)
+    return aiohttp.ClientSession(connector=connector, headers=headers)
+
+
+def _close(session: aiohttp.ClientSession) -> None:
+    asyncio.run_coroutine_threadsafe(session.close(), background())
+
+
+def _why(error: aiohttp.ClientError) -> str:
+    """In the system's words where it has some."""
+    number = error.errno if isinstance(error, aiohttp.ClientOSError) else None
+    return os.strerror(number) if number else str(error) or type(error).__name__
+
+
 def _message(turn: Turn) -> dict[str, Any]:
     if not turn.photo:
         return {"role": turn.role, "content": turn.text}
@@ -188,20 +287,8 @@ def _message(turn: Turn) -> dict[str, Any]:
     return {"role": turn.role, "content": parts}
 
 
-def _decoded(reply: httpx2.Response, kind: type[T], url: str) -> T:
+def _decoded(body: bytes, kind: type[T], url: str) -> T:
     try:
-        return msgspec.json.decode(reply.content, type=kind)
+        return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise EngineAwayError(f"{url} answered with what this API has not: {error}") from None
-
-
-def _reason(reply: httpx2.Response) -> str:
-    """The first line of what the server says is wrong, at most 200 characters."""
-    lines = reply.text.strip().splitlines()
-    return lines[0][:200] if lines else reply.reason_phrase
-
-
-def _retry_after_s(reply: httpx2.Response) -> float:
-    """What the server asks us to wait; 0.0 when it does not say, or says a date."""
-    text = reply.headers.get("retry-after", "")
-    return float(text) if text.isdecimal() else 0.0

@@ -22,6 +22,7 @@ from routing.owner import Owner
 from routing.refusals import Lost
 from workers.batcher import Batcher, EndingError, Outcome, Overdue
 from workers.engines import EngineAwayError
+from workers.fanout import Fanout
 from workers.gate import Gate
 from workers.overload import Mark
 from workers.panel import Panel
@@ -94,7 +95,12 @@ class TierStop(Stop):
         self._load_inputs = load_inputs
         #: Photos are loaded together; a suspect is loaded and scored alone.
         self._gate = Gate(progress)
-        self.batcher = Batcher(panel, tier.max_batch, progress, profile.delivery.bulk_share)
+        bulk_share = profile.delivery.bulk_share
+        self.batcher: Batcher | Fanout = (
+            Fanout(panel, tier.server.in_flight, progress, bulk_share)
+            if panel.asked
+            else Batcher(panel, tier.max_batch, progress, bulk_share)
+        )
 
     def work(self, claim: Claim) -> None:
         """Takes a claim from pixels to its children in the ledger."""
@@ -246,6 +252,7 @@ class TierStop(Stop):
             "escalated": sum(map(len, climbing.values())),
             "abstained": abstained,
             "device_us": round(device_s * 1e6),
+            **self._panel.take_counts(),
         }
         self._settle(claim, batches, children, counts)
 

@@ -29,9 +29,14 @@ TEMPLATE = (
 )
 
 
-def tiny_vlm() -> tuple[Qwen3VLForConditionalGeneration, Qwen3VLProcessor]:
-    """Random weights: it babbles."""
+def tiny_vlm(words: Sequence[str] = ()) -> tuple[Qwen3VLForConditionalGeneration, Qwen3VLProcessor]:
+    """Random weights: it babbles.
+
+    Args:
+        words: each is one token, beside the tokenizer's own.
+    """
     reader = tokenizer()
+    reader.add_tokens(list(words))
     number = reader.convert_tokens_to_ids
     width = 64
     config = Qwen3VLConfig(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from msgspec import Struct
 from PIL import Image
@@ -29,6 +29,7 @@ ENGINES = {
     "effnet": "workers.engines.effnet",
     "focus": "workers.engines.focus",
     "fusion": "workers.engines.fusion",
+    "vllm": "workers.engines.vllm",
 }
 
 #: Those that see boxes: their ``Engine`` is a workers.detections.Detector, here or in an interpreter of its own.
@@ -71,6 +72,8 @@ class Runtime(Struct, frozen=True):
     url: str = ""
     server: Server = Server()
     waits: bool = False
+    #: Its server may sleep, and is not asked then.
+    sleeps: bool = False
 
 
 class Engine(Protocol):
@@ -95,6 +98,24 @@ class Engine(Protocol):
         Raises:
             EngineAwayError, DeviceMemoryError: no photo's fault; any other exception is suspected to be one's.
         """
+
+
+@runtime_checkable
+class AskedEngine(Protocol):
+    """What the engine of a served model has besides: many questions at once, each with its own end."""
+
+    async def ask(self, one: Any) -> float | None:
+        """As score(), of one input. Runs in the background loop (workers.background)."""
+
+    def prepare_stored(self, data: bytes | None, shot: Shot) -> Any:
+        """As prepare(), from a stored JPEG, which need not be decoded here; None: the store has none.
+
+        Raises:
+            PhotoError: there is nothing that could be asked about.
+        """
+
+    def take_counts(self) -> dict[str, int]:
+        """What is to be counted in the ledger since it was last asked, by name."""
 
 
 def require_engine(spec: ModelSpec) -> None:
