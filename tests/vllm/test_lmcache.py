@@ -36,11 +36,16 @@ def say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
 
-def photo(seed: int) -> str:
-    """A photo of noise as a data URL: 448 px, 196 image tokens of this model."""
+def photo_file(seed: int) -> Image.Image:
+    """A photo of noise, 448 px: 196 image tokens of this model."""
     pixels = Image.frombytes("RGB", (14, 14), bytes((seed * 89 + i * 37) % 256 for i in range(14 * 14 * 3)))
+    return pixels.resize((448, 448))
+
+
+def photo(seed: int) -> str:
+    """The same as a data URL."""
     out = io.BytesIO()
-    pixels.resize((448, 448)).save(out, "PNG")
+    photo_file(seed).save(out, "PNG")
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 

@@ -1,0 +1,120 @@
+"""LMCache's children: what a profile asks for, and a Valkey that gives way instead of refusing. No vLLM is needed."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from configs.errors import ConfigError
+from configs.profile import Profile, Tier
+from configs.serving import Server
+from ops.lmcache import BLOCKS, BLOCKS_VARIABLE, CACHE, blocks_child, lmcache_children
+from ops.supervisor import POLL_INTERVAL_S, Supervisor
+from routing.address import ServerAddress, parse_address
+
+LEDGER = parse_address("redis://:ledger-Znq@127.0.0.1:6379/0")
+VLM = "qwen3-vl-4b-instruct"
+
+
+def profile(*servers: Server) -> Profile:
+    """A tier for each server."""
+    return Profile(
+        name="cached", tiers=tuple(Tier(name=f"vlm-{i}", model=VLM, server=one) for i, one in enumerate(servers))
+    )
+
+
+def cached(block_size: int = 32) -> Server:
+    """One that keeps its blocks."""
+    return Server(lmcache=True, block_size=block_size)
+
+
+def test_nobody_asks_nothing_starts(tmp_path: Path) -> None:
+    """Nor for a tier whose server somebody else runs."""
+    elsewhere = Server(lmcache=True, url="http://10.0.0.7:8000")
+    assert lmcache_children(profile(Server(), elsewhere), sys.executable, tmp_path, LEDGER) == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_process_serves_all_tiers_in_chunks_of_their_blocks(tmp_path: Path) -> None:
+    """A chunk is whole blocks of each tier; LMCache waits for its Valkey; no argument holds a password."""
+    valkey, cache = lmcache_children(profile(cached(16), Server(), cached(48)), "python", tmp_path, LEDGER, environ={})
+    assert (valkey.name, cache.name, cache.after) == (BLOCKS, CACHE, (BLOCKS,))
+    assert cache.argv[list(cache.argv).index("--chunk-size") + 1] == "48"
+    password = cache.env["LMCACHE_RESP_PASSWORD"]
+    assert len(password) == 48
+    assert password not in repr((valkey, cache))
+    assert (tmp_path / f"{BLOCKS}.conf").stat().st_mode & 0o777 == 0o600
+    assert password not in (tmp_path / f"{BLOCKS}.conf").read_text()
+
+
+def test_a_block_size_must_be_said(tmp_path: Path) -> None:
+    """vLLM's own choice is not known here, and half a block is never found."""
+    with pytest.raises(ConfigError, match=r"tier 'vlm-0': lmcache needs server.block_size"):
+        lmcache_children(profile(cached(0)), sys.executable, tmp_path, LEDGER, environ={})
+
+
+def test_blocks_on_a_server_that_somebody_else_runs(tmp_path: Path) -> None:
+    """Its login goes by the environment, and no Valkey is started."""
+    environ = {BLOCKS_VARIABLE: "redis://kv:s3cret-Znq@10.0.0.9:6380/0"}
+    (cache,) = lmcache_children(profile(cached()), sys.executable, tmp_path, LEDGER, environ=environ)
+    adapter = json.loads(cache.argv[list(cache.argv).index("--l2-adapter") + 1])
+    assert adapter == {"type": "resp", "host": "10.0.0.9", "port": 6380}
+    assert (cache.env["LMCACHE_RESP_USERNAME"], cache.env["LMCACHE_RESP_PASSWORD"]) == ("kv", "s3cret-Znq")
+    assert "s3cret-Znq" not in repr(cache)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis://:x@127.0.0.1:6379/0", "the ledger's server"),
+        ("redis://:x@10.0.0.9:6379/3", "database 0 only"),
+        ("rediss://:x@10.0.0.9:6379/0", "redis:// and database 0 only"),
+        ("http://10.0.0.9", "it must start with"),
+    ],
+)
+def test_a_server_that_cannot_hold_blocks_is_refused(tmp_path: Path, url: str, said: str) -> None:
+    """The ledger's above all."""
+    with pytest.raises(ConfigError, match=said):
+        lmcache_children(profile(cached()), sys.executable, tmp_path, LEDGER, environ={BLOCKS_VARIABLE: url})
+
+
+@pytest.fixture
+def blocks(tmp_path: Path) -> Iterator[ServerAddress]:
+    """A real Valkey of 8 MiB."""
+    child, address = blocks_child(tmp_path, 8 << 20)
+    with Supervisor([child]) as supervisor:
+        until_s = time.monotonic() + 30
+        while not supervisor.all_ready:
+            supervisor.poll()
+            assert time.monotonic() < until_s
+            time.sleep(POLL_INTERVAL_S)
+        yield address
+
+
+def test_a_full_valkey_gives_way(blocks: ServerAddress) -> None:
+    """Three times its memory is written and nothing refused; what came last is there, what came first is gone."""
+    with blocks.connect() as client:
+        for i in range(384):
+            client.set(f"model@0@0@{i:04x}", bytes(65536))
+        assert 0 < client.dbsize() < 128
+        assert client.exists("model@0@0@017f")
+        assert not client.exists("model@0@0@0000")
+
+
+@pytest.mark.parametrize("command", ["FLUSHALL", "KEYS *", "CONFIG GET maxmemory", "EVAL return 0"])
+def test_its_user_may_do_no_more_than_it_needs(blocks: ServerAddress, command: str) -> None:
+    """What LMCache never sends is not allowed; and nobody comes in without the password."""
+    with blocks.connect() as client, pytest.raises(redis.exceptions.NoPermissionError):
+        client.execute_command(*command.split())
+    ((host, port),) = blocks.hosts
+    with (
+        redis.Redis(host, port, retry=Retry(NoBackoff(), 0)) as stranger,
+        pytest.raises(redis.exceptions.AuthenticationError),
+    ):
+        stranger.get("model@0@0@0000")
