@@ -97,7 +97,7 @@ def lmcache_children(
     profile: Profile,
     python: str,
     folder: Path,
-    ledger: ServerAddress,
+    ledger: ServerAddress | None,
     sizes: Sizes | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> list[Child]:
@@ -107,7 +107,7 @@ def lmcache_children(
         profile: the fleet.
         python: the interpreter that has vLLM and LMCache.
         folder: for logs, and the configuration of the Valkey.
-        ledger: the fleet's own server, which must hold no blocks.
+        ledger: the fleet's own server, which must hold no blocks; None: it is not known yet.
         sizes: of both; None: the defaults.
         environ: may name a server for blocks that somebody else runs, several hosts' perhaps; then none is started.
 
@@ -217,7 +217,7 @@ def blocks_child(folder: Path, far_bytes: int, port: int = 0) -> tuple[Child, Se
     return child, address
 
 
-def _given_blocks(environ: Mapping[str, str], ledger: ServerAddress) -> ServerAddress | None:
+def _given_blocks(environ: Mapping[str, str], ledger: ServerAddress | None) -> ServerAddress | None:
     url = environ.get(BLOCKS_VARIABLE)
     if not url:
         return None
@@ -226,7 +226,7 @@ def _given_blocks(environ: Mapping[str, str], ledger: ServerAddress) -> ServerAd
         raise ConfigError(
             f"{BLOCKS_VARIABLE}: LMCache knows redis:// and database 0 only; for example redis://USER:PASSWORD@HOST:6379/0"
         )
-    if address.hosts[0] in ledger.hosts:
+    if ledger and address.hosts[0] in ledger.hosts:
         raise ConfigError(
             f"{BLOCKS_VARIABLE}: it is the ledger's server, whose memory blocks would fill: give them one of their own"
         )
