@@ -86,7 +86,13 @@ def _size(image: Image.Image, rng: Random) -> Image.Image:
 
 
 def make(material: Material, kinds: dict[str, int], seed: int) -> tuple[np.ndarray, int, str, str, str]:
-    """One picture by its seed: pixels, label, source, group, kind. Seeds 2n and 2n + 1 are the two labels of a pair."""
+    """One picture by its seed, squashed to a square: pixels, label, source, group, kind."""
+    image, *mark = draw(material, kinds, seed)
+    return np.asarray(image.resize((POOL_PX, POOL_PX), Image.Resampling.BILINEAR)), *mark
+
+
+def draw(material: Material, kinds: dict[str, int], seed: int) -> tuple[Image.Image, int, str, str, str]:
+    """The same as it is, of any shape, 260 to 460 px long; seeds 2n and 2n + 1 are the two labels of a pair."""
     rng, label = Random(seed // 2), seed % 2
     kind = rng.choices(list(kinds), list(kinds.values()))[0]
     if kind == "clip":
@@ -117,7 +123,7 @@ def make(material: Material, kinds: dict[str, int], seed: int) -> tuple[np.ndarr
     image = wear(image, Random(seed // 2 + 17))
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(image.resize((POOL_PX, POOL_PX), Image.Resampling.BILINEAR)), label, source, group, kind
+    return image, label, source, group, kind
 
 
 #: What forked children work on and write to. Inherited, never sent: pickling the photos for every task took a hundred

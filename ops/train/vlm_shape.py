@@ -1,11 +1,12 @@
 # ruff: noqa: T201 # a command of its own: it prints its figures
 """An untrained mini-vlm: python -m ops.train.vlm_shape FOLDER writes its checkpoint, tokenizer and processor.
 
-The shape is Qwen3-VL's, so that vLLM and transformers read it as they read the large ones; every number is small. Most of
-the parameters are eyes: a street photo is hard to see, and "Yes" or "No" is easy to say.
+The shape is Qwen3-VL's, so that vLLM and transformers read it as they read the large ones; every number is small. Most
+of the parameters are eyes: a street photo is hard to see, and "Yes" or "No" is easy to say.
 """
 
 import argparse
+import copy
 from pathlib import Path
 
 import torch
@@ -123,7 +124,7 @@ def model(reader: Qwen2Tokenizer) -> Qwen3VLForConditionalGeneration:
 def save(net: Qwen3VLForConditionalGeneration, words: Qwen3VLProcessor, folder: Path) -> int:
     """Writes everything that a server needs, weights in bf16; gives the bytes of all files."""
     folder.mkdir(parents=True, exist_ok=True)
-    net.to(torch.bfloat16).save_pretrained(folder)
+    copy.deepcopy(net).to(torch.bfloat16).save_pretrained(folder)
     words.save_pretrained(folder)
     return sum(path.stat().st_size for path in folder.iterdir())
 
