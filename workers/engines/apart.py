@@ -46,6 +46,7 @@ ROOT = Path(__file__).parents[2]
 #: Environments by name: what must be installed there beside OURS.
 ENVIRONMENTS = {
     "yolo-master": "github.com/Tencent/YOLO-Master (pip install -e CHECKOUT: no index has it), torchvision",
+    "kvpress": "KVPress (make .venv-kvpress/stamp, or pip install -r ops/environments/kvpress.txt)",
 }
 #: What this project's own files need there.
 OURS = "msgspec, pillow, numpy and huggingface-hub"
