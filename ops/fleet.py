@@ -1,14 +1,20 @@
 """A fleet's processes as children of a supervisor: a worker a tier, the collector, Flower, and perhaps a producer."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from configs.errors import ConfigError
 from configs.profile import COLLECTOR, Profile
 from ops.child import Child
 from ops.flower import FlowerCommand
+from ops.residency_control import Residency
 from ops.serve import READY_FILE
+from ops.sleeping_tier import worker_names
+from ops.vllm_children import Servers, find_servers
 from routing.address import ServerAddress
 from workers.engines import require_engine
 
@@ -21,6 +27,17 @@ Overlap = Literal["cpu", "all", "none"]
 def command(*arguments: str) -> list[str]:
     """A natix-fleet command as a child's argv, in this very environment."""
     return [sys.executable, "-m", "ops.cli", *arguments]
+
+
+def server_children(servers: Servers, residency: Residency | None) -> Iterator[Child]:
+    """The children of VLM servers; those of tiers that sleep start when they may have their device."""
+    tiers = {name: tier for tier, name in servers.names.items()}
+    for child in servers.children:
+        tier = tiers.get(child.name)
+        if residency and tier and tier in residency:
+            yield replace(child, may_start=partial(residency.may_start, tier))
+        else:
+            yield child
 
 
 def require_engines(profile: Profile) -> None:
@@ -42,8 +59,10 @@ def fleet_children(
     env: Mapping[str, str],
     flower: FlowerCommand | None,
     overlap: Overlap = "cpu",
+    servers: Servers | None = None,
+    residency: Residency | None = None,
 ) -> list[Child]:
-    """The children of a profile: the collector, each tier's workers, Flower.
+    """The children of a profile: the servers of its VLM tiers, the collector, each tier's workers, Flower.
 
     Args:
         profile: the fleet.
@@ -54,9 +73,20 @@ def fleet_children(
         flower: how Flower is started; None: without it.
         overlap: which workers' successors come up beside them. Never the collector's, whose database takes one writer,
             nor Flower's, which has a port.
-    """
+        servers: of the tiers, as find_servers found them; None: it is asked now.
+        residency: who says when a tier that sleeps may have its device.
 
-    def worker(name: str, argv: Sequence[str], threads: int = 1, *, overlaps: bool = False) -> Child:
+    Raises:
+        BusyError: somebody has a server's port.
+        ConfigError: a server cannot be had, or a tier sleeps and nobody would wake it.
+    """
+    servers = find_servers(profile, folder, address) if servers is None else servers
+    if residency is None and any(tier.residency == "sleep" for tier in profile.tiers):
+        raise ConfigError(f"profile {profile.name!r} has tiers that sleep: only natix-fleet up and run wake them")
+
+    def worker(
+        name: str, argv: Sequence[str], threads: int = 1, *, overlaps: bool = False, after: tuple[str, ...] = ()
+    ) -> Child:
         ready_file = folder / f"{name}.ready"
         return Child(
             name=name,
@@ -65,15 +95,16 @@ def fleet_children(
             log=folder / f"{name}.log",
             ready_file=ready_file,
             overlaps=overlaps,
+            after=after,
         )
 
-    children = [worker(COLLECTOR, command("collector", "--profile", profile_name))]
+    children = list(server_children(servers, residency))
+    children += [worker(COLLECTOR, command("collector", "--profile", profile_name))]
     for tier in profile.tiers:
         overlaps = overlap == "all" or (overlap == "cpu" and tier.device == "cpu")
-        for i in range(tier.workers):
-            name = tier.name if tier.workers == 1 else f"{tier.name}-{i}"
-            argv = command("worker", tier.name, "--profile", profile_name)
-            children.append(worker(name, argv, overlaps=overlaps))
+        argv = command("worker", tier.name, "--profile", profile_name)
+        after = servers.before(tier, profile)
+        children += [worker(name, argv, overlaps=overlaps, after=after) for name in worker_names(tier)]
     if flower:
         children.append(Child(name="flower", argv=flower.argv, env=flower.env, log=folder / "flower.log"))
     return children

@@ -22,9 +22,11 @@ from ops.lock import RunLock
 from ops.progress import Display, Progress, look
 from ops.report import Report, make_report, write_report
 from ops.report_text import LOG_WIDTH, print_report
+from ops.residency_control import MOVE_S, Residency
 from ops.serve import COLLECTOR_STALL_S, DATABASE
 from ops.server import EmbeddedServer
 from ops.supervisor import POLL_INTERVAL_S, Supervisor
+from ops.vllm_children import find_servers
 from producers.admitted import read_journal
 from producers.sources import open_source
 from routing.address import ServerAddress, address_from_environment
@@ -47,7 +49,10 @@ def still_s(profile: Profile) -> float:
 
     Longer than recovery takes: a stalled process ends itself, its lease runs out, another one scores its batches.
     """
-    return 20.0 + profile.delivery.lease_s + max(COLLECTOR_STALL_S, *(tier.stall_s for tier in profile.tiers))
+    # Each tier that sleeps may wait for the turns of all others.
+    turns_s = sum(tier.server.awake_s + MOVE_S for tier in profile.tiers if tier.residency == "sleep")
+    stall_s = max(COLLECTOR_STALL_S, *(tier.stall_s for tier in profile.tiers))
+    return 20.0 + profile.delivery.lease_s + stall_s + turns_s
 
 
 def run(photos: str, profile_name: str, *, limit: int | None, flower_port: int | None) -> int:
@@ -84,7 +89,11 @@ def run(photos: str, profile_name: str, *, limit: int | None, flower_port: int |
         run_id = new_id()[:8]
         env = {DATABASE: url}
         flower = flower_command(address, flower_port) if flower_port is not None else None
-        children = fleet_children(profile, profile_name, address, RUN_FOLDER, env, flower)
+        servers = find_servers(profile, RUN_FOLDER, address)
+        residency = stack.enter_context(Residency(profile, servers, address.connect, RUN_FOLDER))
+        children = fleet_children(
+            profile, profile_name, address, RUN_FOLDER, env, flower, servers=servers, residency=residency
+        )
         argv = [photos, "--profile", profile_name, "--run", run_id, "--journal", str(RUN_FOLDER / "journal")]
         if limit:
             argv += ["--limit", str(limit)]
@@ -99,14 +108,18 @@ def run(photos: str, profile_name: str, *, limit: int | None, flower_port: int |
                 lasting=False,
             )
         )
-        console.print(f"fleet {profile.name!r}: {', '.join(child.name for child in children)}; logs in {RUN_FOLDER}")
-        if flower:
-            console.print(flower.greeting)
-        if source.note:
-            console.print(f"photos: {source.note}")
+        said = [f"fleet {profile.name!r}: {', '.join(child.name for child in children)}; logs in {RUN_FOLDER}"]
+        said += [*servers.notes(), flower.greeting if flower else "", f"photos: {source.note}" if source.note else ""]
+        console.print(*filter(None, said), sep="\n")
         supervisor = stack.enter_context(Supervisor(children, interrupts=interrupts))
+        residency.tend(supervisor)
         watch = _Watch(
-            supervisor, server, Display(console, source.total, look(ledger, profile)), interrupts, still_s(profile)
+            supervisor,
+            server,
+            Display(console, source.total, look(ledger, profile)),
+            interrupts,
+            still_s(profile),
+            lambda: residency.tend(supervisor),
         )
         try:
             seconds = watch.until_done(lambda: look(ledger, profile))
@@ -185,12 +198,14 @@ class _Watch:
         display: Display,
         interrupts: Interrupts,
         still_s: float,
+        tend: Callable[[], None] = lambda: None,
     ) -> None:
         self.display = display
         self._supervisor = supervisor
         self._server = server
         self._interrupts = interrupts
         self._still_s = still_s
+        self._tend = tend
 
     def until_done(self, look_now: Callable[[], Progress]) -> float:
         """Returns the seconds from the first admitted photo to the last verdict.
@@ -244,6 +259,7 @@ class _Watch:
     def _poll(self) -> None:
         if self._server:
             self._server.revive()
+        self._tend()
         for event in self._supervisor.poll():
             if event.what in ("exited", "restarts", "given up", "killed") and not _clean_finish(event):
                 log.warning("child", name=event.child, what=event.what, detail=event.detail)

@@ -21,10 +21,12 @@ from ops.flower import flower_command
 from ops.flower import main as run_flower
 from ops.interrupts import Interrupts
 from ops.lock import RunLock
+from ops.residency_control import Residency
 from ops.restart import RestartRequests
 from ops.serve import DATABASE, database_url
 from ops.server import EmbeddedServer
 from ops.supervisor import Supervisor
+from ops.vllm_children import find_servers
 from routing.address import SERVER_URL_FILE, ServerAddress, address_from_environment, is_live
 from routing.command import INTERRUPTED
 from routing.retry import ServerRetry
@@ -62,8 +64,13 @@ def up(profile_name: str, flower_port: int | None, overlap: Overlap = "cpu") -> 
         require_server(address.connect())
         flower = flower_command(address, flower_port) if flower_port else None
         env = {DATABASE: database_url(profile)}
-        children = fleet_children(profile, profile_name, address, UP_FOLDER, env, flower, overlap)
+        servers = find_servers(profile, UP_FOLDER, address)
+        residency = stack.enter_context(Residency(profile, servers, address.connect, UP_FOLDER))
+        children = fleet_children(profile, profile_name, address, UP_FOLDER, env, flower, overlap, servers, residency)
         supervisor = Supervisor(children, interrupts=interrupts)
+        residency.tend(supervisor)
+        for note in servers.notes():
+            click.echo(note, err=True)
         click.echo(f"fleet {profile.name!r} on {address.redacted}; logs in {UP_FOLDER}; Ctrl-C drains", err=True)
         if flower:
             click.echo(flower.greeting, err=True)
@@ -73,6 +80,7 @@ def up(profile_name: str, flower_port: int | None, overlap: Overlap = "cpu") -> 
                 server.revive()
             for event in events:
                 log.info("child", name=event.child, what=event.what, detail=event.detail)
+            residency.tend(supervisor)
             requests.tell(events)
             if requests.take():
                 supervisor.roll()

@@ -1,0 +1,263 @@
+"""Sleeping and waking: looks at what waits in the ledger, asks ops.residency who is to be awake, and sees to it.
+
+A served tier sleeps in its server: weights in host memory, by vLLM's dev endpoints, and only of servers on this
+machine's loopback interface. A tier of the fleet's own engines sleeps by not running. One thread looks and decides;
+each call of a server, which may take a minute, has a thread of its own. What concerns the supervisor happens in
+``tend``, in the supervisor's own thread.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import httpx2
+import redis
+import structlog
+
+from configs.errors import ConfigError, ServerError
+from configs.profile import Profile
+from ops.residency import Moves, choose
+from ops.sleeping_tier import SleepingTier, worker_names
+from ops.supervisor import Supervisor
+from ops.vllm_children import Servers, devices_held, served_tiers
+from ops.wakes import Wakes
+from routing.ledger import PREFIX
+from routing.patience import passing
+from workers.rest import LOOK_S as REST_LOOK_S
+from workers.rest import is_loopback, rest_key, sleeping
+
+if TYPE_CHECKING:
+    from ops.child import ChildState
+
+log = structlog.get_logger(__name__)
+
+LOOK_S = 0.25
+#: A tier that is told to rest does so until nobody has said so for this long.
+REST_MS = 10_000
+#: A server that sleeps or wakes has so long for it: up to 130 GB go over a PCIe bus.
+MOVE_S = 300.0
+_ANSWER_S = 2.0
+#: One that failed to wake is asked again after this long.
+_AGAIN_S = 10.0
+
+
+class Residency:
+    """The tiers of a profile that sleep.
+
+    Use it as a context manager, and call ``tend`` at every poll, before the first one too.
+
+    Args:
+        profile: the fleet.
+        servers: of its tiers, where they run under this supervisor, or stand already.
+        connect: the ledger's server, once it is known.
+        folder: where the seconds of each wake are kept.
+        workers: whether the supervisor has the tiers' workers too.
+
+    Raises:
+        ConfigError: a tier cannot sleep here.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        servers: Servers,
+        connect: Callable[[], redis.Redis | None],
+        folder: Path,
+        *,
+        workers: bool = True,
+    ) -> None:
+        self._connect = connect
+        self._server: redis.Redis | None = None
+        self._client = httpx2.Client(timeout=_ANSWER_S, trust_env=False)
+        self._wakes = Wakes(folder)
+        #: Of what the tiers' attributes say; never held over a call. The other one: of the keys that tell workers.
+        self._lock, self._telling = threading.Lock(), threading.Lock()
+        self._ending = threading.Event()
+        self._states: dict[str, ChildState] = {}
+        self._tiers = {one.tier.name: one for one in _sleepers(profile, servers, self._client, workers=workers)}
+        self._thread = threading.Thread(target=self._live, name="residency", daemon=True)
+
+    def __contains__(self, tier: str) -> bool:
+        return tier in self._tiers
+
+    def may_start(self, tier: str) -> bool:
+        """Whether a tier's server may start now; asked by the supervisor when it is due."""
+        with self._lock:
+            one = self._tiers[tier]
+            one.due_s = time.monotonic()
+            return one.leave is not None
+
+    def tend(self, supervisor: Supervisor) -> None:
+        """Takes what the supervisor knows, gives what it is to do."""
+        if not self._tiers:
+            return
+        with self._lock:
+            self._states = {state.name: state for state in supervisor.states}
+            own = {name: one.wanted for one in self._tiers.values() if not one.url for name in worker_names(one.tier)}
+        for name, wanted in own.items():
+            (supervisor.resume if wanted else supervisor.pause)(name)
+        if not self._thread.is_alive() and not self._ending.is_set():
+            self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Decides nothing any more."""
+        self._ending.set()
+
+    def _live(self) -> None:
+        while not self._ending.wait(LOOK_S):
+            try:
+                self._step()
+            except redis.RedisError as error:
+                if not passing(error):
+                    log.exception("cannot see what waits for the tiers that sleep")
+                # Nothing is claimed meanwhile either.
+                self._ending.wait(1.0)
+            except Exception:
+                # Without it no tier would wake any more.
+                log.exception("sleeping and waking failed, goes on")
+                self._ending.wait(1.0)
+
+    def _step(self) -> None:
+        waiting = self._counts("ready", "later")
+        words = {name: sleeping(self._client, one.url) for name, one in self._tiers.items() if self._answers(one)}
+        now_s = time.monotonic()
+        with self._lock:
+            for name, one in self._tiers.items():
+                if not one.calling and name in words:
+                    one.asleep = words[name]
+                before, took_s = one.place, now_s - one.began_s
+                one.settle(self._states, now_s)
+                one.waits(waiting.get(name, 0), now_s)
+                if not one.url and before == "moving" and one.place in {"awake", "asleep"} and one.began_s > 0:
+                    self._wakes.note(name, "wake" if one.place == "awake" else "sleep", took_s)
+            moves = choose([one.seen(now_s) for one in self._tiers.values()], now_s)
+            self._begin(moves, now_s)
+        self._tell()
+
+    def _answers(self, one: SleepingTier) -> bool:
+        if not one.url or one.calling:
+            return False
+        state = self._states.get(one.child)
+        return not one.child or (state is not None and state.phase == "ready")
+
+    def _counts(self, *kinds: str) -> dict[str, int]:
+        """Items of each tier that are so, by the ledger; empty: it is not known yet."""
+        if self._server is None:
+            self._server = self._connect()
+        if self._server is None:
+            return {}
+        fields = [f"{kind}:{name}" for name in self._tiers for kind in kinds]
+        found: Sequence[bytes | None] = self._server.hmget(PREFIX + "use", fields)  # type: ignore[assignment]
+        numbers = [int(value or 0) for value in found]
+        return {name: sum(numbers[i * len(kinds) : (i + 1) * len(kinds)]) for i, name in enumerate(self._tiers)}
+
+    def _begin(self, moves: Moves, now_s: float) -> None:
+        for name in moves.wake:
+            one = self._tiers[name]
+            if one.place == "off":
+                one.leave = self._states[one.child].restarts
+                one.place = "moving"
+            else:
+                self._move(one, now_s, wake=True)
+        for name in moves.sleep:
+            self._move(self._tiers[name], now_s, wake=False)
+
+    def _move(self, one: SleepingTier, now_s: float, *, wake: bool) -> None:
+        one.place, one.since_s, one.began_s = "moving", now_s, now_s
+        if not one.url:
+            one.wanted = wake
+            return
+        one.calling = True
+        name = f"{'wake' if wake else 'sleep'}-{one.tier.name}"
+        threading.Thread(target=self._call, args=(one, wake), name=name, daemon=True).start()
+
+    def _call(self, one: SleepingTier, wake: bool) -> None:
+        begun_s = time.monotonic()
+        try:
+            if wake:
+                self._post(one, "/wake_up", asleep=False)
+            else:
+                self._quiet(one)
+                begun_s = time.monotonic()
+                # In flight is only what others than the tier's workers asked: it is answered first.
+                self._post(one, "/sleep?level=1&mode=wait", asleep=True)
+            self._wakes.note(one.tier.name, "wake" if wake else "sleep", time.monotonic() - begun_s)
+        except (httpx2.RequestError, redis.RedisError, ServerError) as error:
+            one.not_before_s = time.monotonic() + _AGAIN_S
+            log.error("a server neither sleeps nor wakes", tier=one.tier.name, error=str(error))  # noqa: TRY400
+        finally:
+            # Its own word says where it is now, at the next look.
+            with self._lock:
+                one.calling, one.asleep = False, None
+
+    def _quiet(self, one: SleepingTier) -> None:
+        """Tells the tier's workers to claim nothing, and waits until they have nothing in hand, but not for ever."""
+        with self._lock:
+            one.rests = True
+        self._tell()
+        until_s = time.monotonic() + one.tier.server.timeout_s
+        time.sleep(2 * REST_LOOK_S)
+        while self._counts("held").get(one.tier.name) and time.monotonic() < until_s and not self._ending.is_set():
+            time.sleep(REST_LOOK_S)
+
+    def _post(self, one: SleepingTier, path: str, *, asleep: bool) -> None:
+        reply = self._client.post(one.url + path, timeout=MOVE_S)
+        if reply.status_code != httpx2.codes.OK:
+            raise ServerError(f"{one.url}{path}: status {reply.status_code}: {reply.text[:200]}")
+        if sleeping(self._client, one.url) is not asleep:
+            raise ServerError(f"{one.url}{path}: done, and yet it {'does not sleep' if asleep else 'sleeps'}")
+
+    def _tell(self) -> None:
+        """The workers, by keys that go by themselves when nobody renews them."""
+        with self._telling:
+            if self._server is None:
+                return
+            for name, one in self._tiers.items():
+                with self._lock:
+                    was = one.rests
+                    if not one.calling and one.place in {"asleep", "awake", "away", "off"}:
+                        one.rests = bool(one.url) and one.place == "asleep"
+                    rests = one.rests
+                if rests:
+                    self._server.set(rest_key(name), 1, px=REST_MS)
+                elif was:
+                    self._server.delete(rest_key(name))
+
+
+def _sleepers(profile: Profile, servers: Servers, client: httpx2.Client, *, workers: bool) -> list[SleepingTier]:
+    """The tiers that sleep, as far as they are ours to wake."""
+    served = {tier.name for tier in served_tiers(profile)}
+    sleep = [tier for tier in profile.tiers if tier.residency == "sleep" and not tier.server.url]
+    #: Whoever wakes the servers on a device must wake the other tiers there.
+    others = servers.kept if workers else served
+    apart = {name: devices_held(profile, profile.tier(name)) for name in others if profile.tier(name) in sleep}
+    found: list[SleepingTier] = []
+    for tier in sleep:
+        devices = frozenset(devices_held(profile, tier))
+        url = servers.standing.get(tier.name, "")
+        if tier.name in servers.names:
+            found.append(SleepingTier(tier, devices, profile.server_url(tier), servers.names[tier.name]))
+        elif tier.name not in served:
+            if any(devices & set(there) for there in apart.values()):
+                raise ConfigError(
+                    f"tier {tier.name!r} sleeps beside tiers with servers: those must be started by the natix-fleet "
+                    "up or run that has its workers, not by natix-fleet vllm start"
+                )
+            if workers:
+                found.append(SleepingTier(tier, devices))
+        elif tier.name not in servers.kept:
+            if not is_loopback(url) or sleeping(client, url) is None:
+                raise ConfigError(
+                    f"tier {tier.name!r} sleeps, and its server at {url} cannot: start it with --enable-sleep-mode "
+                    "and VLLM_SERVER_DEV_MODE=1 on 127.0.0.1, or let natix-fleet start it"
+                )
+            found.append(SleepingTier(tier, devices, url))
+    return found

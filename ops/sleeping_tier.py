@@ -1,0 +1,120 @@
+"""What is known of one tier that sleeps, and where it is by that: pure bookkeeping, no calls."""
+
+import math
+
+from configs.profile import Tier
+from ops.child import ChildState
+from ops.residency import Place, Sleeper
+
+#: The supervisor asked for leave to start a server within this time: it is due.
+_DUE_S = 2.0
+
+
+def worker_names(tier: Tier) -> list[str]:
+    """Names of a tier's worker processes."""
+    return [tier.name] if tier.workers == 1 else [f"{tier.name}-{i}" for i in range(tier.workers)]
+
+
+class SleepingTier:
+    """One tier; whoever has several threads guards it.
+
+    Args:
+        tier: of the profile.
+        devices: that it is on.
+        url: of its server; empty: the fleet's own engines, which sleep by not running.
+        child: its server's name under the supervisor; empty: somebody else's server, or none.
+    """
+
+    def __init__(self, tier: Tier, devices: frozenset[str], url: str = "", child: str = "") -> None:
+        self.tier = tier
+        self.devices = devices
+        self.url = url
+        self.child = child
+        self.place: Place = "away"
+        self.since_s = -math.inf
+        self.waiting = 0
+        self.waiting_since_s = math.inf
+        #: A call of its server is going on.
+        self.calling = False
+        #: Its workers are told to claim nothing.
+        self.rests = False
+        #: Its server's own word, if it gave one.
+        self.asleep: bool | None = None
+        #: Its own processes are to run.
+        self.wanted = False
+        #: When its last move began, of its own processes.
+        self.began_s = -math.inf
+        #: It does not ask before.
+        self.not_before_s = -math.inf
+        #: When the supervisor last asked for leave to start its server; how often that had started when it got it.
+        self.due_s = -math.inf
+        self.leave: int | None = None
+        #: Its server came up, and nobody has asked for it yet.
+        self._fresh = False
+
+    def seen(self, now_s: float) -> Sleeper:
+        """As ops.residency wants it."""
+        tired = now_s < self.not_before_s
+        return Sleeper(
+            tier=self.tier.name,
+            devices=self.devices,
+            place=self.place,
+            since_s=self.since_s,
+            waiting=0 if tired else self.waiting,
+            waiting_since_s=self.waiting_since_s,
+            wake_items=self.tier.server.wake_items,
+            wake_after_s=self.tier.server.wake_after_s,
+            awake_s=self.tier.server.awake_s,
+        )
+
+    def waits(self, items: int, now_s: float) -> None:
+        """So many items wait for it. What it has before it while it is awake does not count as waiting."""
+        self.waiting = items
+        if not items or self.place == "awake":
+            self.waiting_since_s = math.inf
+        elif self.waiting_since_s == math.inf:
+            self.waiting_since_s = now_s
+
+    def settle(self, states: dict[str, ChildState], now_s: float) -> None:
+        """Where it is, by what its server says and the supervisor knows."""
+        if self.calling:
+            place: Place = "moving"
+        elif not self.url:
+            place = self._own({states[name].phase for name in worker_names(self.tier) if name in states})
+        elif self.child:
+            place = self._under_us(states.get(self.child), now_s)
+        else:
+            place = "away" if self.asleep is None else "asleep" if self.asleep else "awake"
+        if place == self.place:
+            return
+        # One that came up for nobody has no turn: it is put to sleep as soon as another one wants to start.
+        idle = place == "awake" and self._fresh and not self.waiting
+        self.place, self.since_s = place, -math.inf if idle else now_s
+        if place in {"awake", "asleep"}:
+            self._fresh = False
+
+    def _own(self, phases: set[str]) -> Place:
+        if self.wanted:
+            return "awake" if phases == {"ready"} else "moving"
+        return "asleep" if phases <= {"paused", "finished", "stopped"} else "moving"
+
+    def _under_us(self, state: ChildState | None, now_s: float) -> Place:
+        phase = state.phase if state else "stopped"
+        if phase == "ready":
+            self.leave = None
+            if self.asleep is None:
+                # It does not say: where it was last, or it has only just come up.
+                return self.place if self.place in {"awake", "asleep"} else "moving"
+            return "asleep" if self.asleep else "awake"
+        self.asleep = None
+        if phase == "starting":
+            self._fresh = True
+            return "moving"
+        if state is None or phase not in {"waiting", "backing off"}:
+            return "away"
+        if self.leave is not None and state.restarts > self.leave:
+            # It started, and died before it was ready.
+            self.leave = None
+        if self.leave is not None:
+            return "moving"
+        return "off" if now_s - self.due_s < _DUE_S else "away"

@@ -1,0 +1,205 @@
+"""The servers of a profile's VLM tiers as children of a supervisor.
+
+Servers of one device start one after another, and before the tiers' own workers there: at its start vLLM wants its
+share of the memory free, and measures what it uses of it while nobody else takes or gives any back. A server that was
+ready once comes back by itself, without end; its tier's items go on meanwhile by the tier's rule (``away``).
+"""
+
+import dataclasses
+import os
+import re
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+from msgspec import Struct
+from msgspec.structs import replace
+
+from configs.errors import BusyError
+from configs.memory import devices_of, served
+from configs.profile import Profile, Tier
+from ops.child import Child
+from ops.lmcache import lmcache_children
+from ops.lock import holder
+from ops.vllm_releases import installed_release
+from ops.vllm_server import ServerCommand, server_command, vllm_python
+from routing.address import ServerAddress
+
+#: Held by `natix-fleet vllm start`.
+LOCK_FILE = Path("var/vllm/lock")
+#: A server that starts is asked for its health at most this often, and has so long for the answer.
+LOOK_S, ANSWER_S = 1.0, 0.5
+#: From SIGTERM to SIGKILL: nothing is in flight any more, but a driver takes its time to give back tens of GB.
+DRAIN_S = 60.0
+#: What stands on a port has so long to say which models it serves.
+_MODELS_WITHIN_S = 5.0
+
+#: The line that ends a traceback; vLLM logs those of its engine and workers line by line, each after who says it.
+_RAISED = re.compile(r"^(?:\([^)]*\) )?(?:ERROR [^\]]*\] )?[A-Za-z_][\w.]*(?:Error|Exception): \S")
+_AFTER_IT = re.compile(r"^(?:\([^)]*\) )?(?:ERROR [^\]]*\] )?  (?!File )\S")
+#: Said by those who only saw another one end.
+_NOT_THE_CAUSE = ("initialization failed",)
+_CAUSE_LINES = 3
+
+
+class Servers(Struct, frozen=True):
+    """What a profile's VLM tiers have for servers."""
+
+    #: Those that the fleet runs, in the order of start.
+    children: tuple[Child, ...] = ()
+    #: By tier: the child's name, of its own.
+    names: dict[str, str] = {}
+    #: By tier: the URL, of one that stood there already.
+    standing: dict[str, str] = {}
+    #: Of those that stand, by tier: `natix-fleet vllm start` runs them here, and wakes those that sleep.
+    kept: frozenset[str] = frozenset()
+
+    def before(self, tier: Tier, profile: Profile) -> tuple[str, ...]:
+        """The servers that a tier's workers come after: its own, and all on the device where they are themselves."""
+        devices = set() if tier.device == "cpu" else set(devices_held(profile, tier))
+        others = {t.name for t in profile.tiers if devices & set(devices_held(profile, t))}
+        return tuple(name for at, name in self.names.items() if at in others | {tier.name})
+
+    def notes(self) -> list[str]:
+        """For people: what is started, and what is used as it is."""
+        logs = {child.name: child.log for child in self.children}
+        started = [f"tier {tier}: starts its server, whose log is {logs[name]}" for tier, name in self.names.items()]
+        return started + [
+            f"tier {tier}: {url} serves its model already and is used as it is" for tier, url in self.standing.items()
+        ]
+
+
+class Health:
+    """Asks a server that starts whether it serves; quick, and at most once a second.
+
+    Args:
+        url: 200 there: it does.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._looked_s = float("-inf")
+
+    def __call__(self) -> bool:
+        """Whether it said so just now."""
+        if time.monotonic() - self._looked_s < LOOK_S:
+            return False
+        try:
+            return httpx2.get(self._url, timeout=ANSWER_S, trust_env=False).status_code == httpx2.codes.OK
+        except httpx2.RequestError:
+            return False
+        finally:
+            # From the end of the look on: a port that never answers must not slow down all other children.
+            self._looked_s = time.monotonic()
+
+
+def devices_held(profile: Profile, tier: Tier) -> tuple[str, ...]:
+    """Names of the devices that a tier is on; where the profile lists none, it is on its own."""
+    return tuple(device.name for device in devices_of(tier, profile.devices)) or (tier.device,)
+
+
+def served_tiers(profile: Profile) -> list[Tier]:
+    """The tiers whose servers the fleet has to look after."""
+    models = profile.models()
+    return [tier for tier in profile.tiers if served(models[tier.name]) and not tier.server.url]
+
+
+def find_servers(
+    profile: Profile, folder: Path, ledger: ServerAddress | None = None, lock: Path = LOCK_FILE
+) -> Servers:
+    """The servers of a profile: a child for each, but where one serves its model already.
+
+    Args:
+        profile: the fleet.
+        folder: for their logs.
+        ledger: the fleet's own server, if it is known: LMCache's blocks may not go there.
+        lock: of `natix-fleet vllm start`.
+
+    Raises:
+        BusyError: somebody else has the port of one.
+        ConfigError: vLLM is not here, or cannot do what a tier asks for.
+    """
+    tiers = served_tiers(profile)
+    if not tiers:
+        return Servers()
+    python = vllm_python()
+    release = installed_release(python)
+    commands = {tier.name: server_command(profile, tier, release, python) for tier in tiers}
+    standing = {name: one.url for name, one in commands.items() if _stands(name, one)}
+    ours = tuple(tier for tier in profile.tiers if tier.name in commands.keys() - standing.keys())
+    fewer = replace(profile, tiers=ours)
+    children = [endless(child) for child in lmcache_children(fewer, python, folder, ledger)] if ours else []
+    caches = tuple(child.name for child in children)
+    names: dict[str, str] = {}
+    for tier in sorted(ours, key=lambda tier: tier.residency == "sleep"):
+        # A tier's worker has the tier's own name. Those that sleep come last: they start on what the others leave.
+        name = f"{tier.name}-server"
+        held = set(devices_held(profile, tier))
+        after = [names[t.name] for t in tiers if t.name in names and held & set(devices_held(profile, t))]
+        after += caches if tier.server.lmcache else ()
+        children.append(_child(name, commands[tier.name], folder, tuple(after), tier.server.start_within_s))
+        names[tier.name] = name
+    kept = frozenset(standing) if holder(lock) not in {None, os.getpid()} else frozenset()
+    return Servers(tuple(children), names, standing, kept)
+
+
+def endless(child: Child) -> Child:
+    """The same, but that it never takes the fleet down once it was ready."""
+    return dataclasses.replace(child, endless=True)
+
+
+def _child(name: str, command: ServerCommand, folder: Path, after: tuple[str, ...], start_within_s: float) -> Child:
+    return Child(
+        name=name,
+        argv=command.argv,
+        env=command.env,
+        log=folder / f"{name}.log",
+        after=after,
+        ready=Health(command.health_url),
+        ready_within_s=start_within_s,
+        drain_s=DRAIN_S,
+        endless=True,
+        cause=cause,
+    )
+
+
+def cause(lines: Sequence[str]) -> list[str]:
+    """From vLLM's output to the lines that say why it ended: the first exception, which all later ones follow from."""
+    for i, line in enumerate(lines):
+        if _RAISED.match(line) and not any(words in line for words in _NOT_THE_CAUSE):
+            rest = lines[i + 1 : i + _CAUSE_LINES]
+            return [line, *(more for more in rest if _AFTER_IT.match(more))]
+    return []
+
+
+def _stands(tier: str, command: ServerCommand) -> bool:
+    """Whether a server of the tier's model is there already.
+
+    Raises:
+        BusyError: something else has its port.
+    """
+    place = urlsplit(command.url)
+    host, port = str(place.hostname), int(place.port or 0)
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    found = models_at(command.url)
+    if command.key in found:
+        return True
+    what = f"a server of {', '.join(found)}" if found else "something that is no VLM server"
+    raise BusyError(
+        f"tier {tier!r}: its server's port {port} is taken by {what}; end that, or set server.port in the profile"
+    )
+
+
+def models_at(url: str) -> list[str]:
+    """Names of the models that a server serves, by its own word; empty: it has none."""
+    try:
+        reply = httpx2.get(f"{url}/v1/models", timeout=_MODELS_WITHIN_S, trust_env=False)
+        return [str(model["id"]) for model in reply.json()["data"]]
+    except (httpx2.HTTPError, ValueError, KeyError, TypeError):
+        return []
