@@ -12,6 +12,7 @@ from configs import consistency, fit
 from configs.errors import ConfigError
 from configs.memory import Device
 from configs.model import CATALOGUE, Key, ModelSpec, Precision, load_model
+from configs.prompt import load_prompt
 from configs.serving import FIRST_PORT, Server
 
 PROFILES = Path(__file__).parent
@@ -204,7 +205,8 @@ class Profile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """Same digest, same decisions: 16 hex digits over what decides, and over nothing else.
 
         That is, in their order, each tier's name, thresholds, band and rule of agreement, the version, calibrator and
-        weight of each of its models, how votes become one probability, and the size that photos are shrunk to. Hosts
+        weight of each of its models, how votes become one probability, and the size that photos are shrunk to; of a
+        served model also what it is asked, how long it may think, and which of its answers are votes. Hosts
         of one fleet may differ in devices, precision, workers, threads, bounds, times, store and database: a second
         host has another GPU, or another path to the same store.
         """
@@ -220,7 +222,16 @@ class Profile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             )
             for t in self.tiers
         ]
-        decides = [tiers, self.consensus, self.photos.max_side_px]
+        decides: list[object] = [tiers, self.consensus, self.photos.max_side_px]
+        #: What served models are asked, and which of their answers are votes.
+        asked = [
+            (t.name, load_prompt(m.serving.prompt), m.serving.thinking_tokens, t.server.max_outside, t.server.sent_px)
+            for t in self.tiers
+            for m in models[t.name]
+            if m.serving
+        ]
+        if asked:
+            decides.append(asked)
         return hashlib.sha256(msgspec.json.encode(decides)).hexdigest()[:16]
 
 

@@ -1,15 +1,18 @@
 """Tiers by certainty at work on a real ledger: who is asked about a photo, and who never is."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+import configs.profile
 import tests.test_stops
 from configs.model import load_model
 from configs.profile import Delivery, Profile, Stack, Tier, Voter, load_profile
+from configs.serving import Server
 from ops.server import EmbeddedServer
 from routing.audit import audit
 from routing.batches import item_batch
@@ -232,6 +235,30 @@ def _with_first(**changes: Any) -> Profile:
 def test_what_decides_is_in_the_digest(changed: Profile) -> None:
     """Agreement, a panel's models, order and weights, the stack, a band: another of them is another fleet."""
     assert changed.digest() != _with_first().digest()
+
+
+def _served_digest(monkeypatch: pytest.MonkeyPatch, *, server: Server, **serving: Any) -> str:
+    """Of a fleet whose last tier is a served model."""
+    spec = load_model("qwen3-vl-4b-instruct")
+    assert spec.serving
+    served = msgspec.structs.replace(spec, serving=msgspec.structs.replace(spec.serving, **serving))
+    monkeypatch.setattr(configs.profile, "load_model", lambda _: served)
+    return Profile(name="p", tiers=(Tier(name="last", model=served.key, server=server),)).digest()
+
+
+def test_what_a_served_model_is_asked_is_in_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its prompt, its thoughts, what counts as an answer, the size of the photo; not where and how much is asked."""
+    monkeypatch.setattr(configs.profile, "load_prompt", str.upper)
+    digest = partial(_served_digest, monkeypatch)
+    asked = digest(server=Server())
+    changed = [
+        digest(server=Server(), prompt="roadwork-2"),
+        digest(server=Server(), thinking_tokens=64),
+        digest(server=Server(max_outside=0.4)),
+        digest(server=Server(sent_px=448)),
+    ]
+    assert len({asked, *changed}) == 5
+    assert digest(server=Server(port=9000, in_flight=8, timeout_s=9.0), max_model_len=8192) == asked
 
 
 @pytest.mark.parametrize(
