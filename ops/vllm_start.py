@@ -1,0 +1,113 @@
+"""natix-fleet vllm start and stop: a profile's VLM servers by themselves; `up` and `run` use them as they find them."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+import redis
+import structlog
+
+from configs.errors import BusyError, ConfigError, FleetError
+from configs.profile import load_profile
+from ops.child import Event
+from ops.fleet import server_children
+from ops.interrupts import Interrupts
+from ops.lock import RunLock, holder
+from ops.residency_control import Residency
+from ops.supervisor import Supervisor
+from ops.vllm_children import DRAIN_S, LOCK_FILE, find_servers
+from routing.address import address_from_environment
+from routing.command import INTERRUPTED
+
+log = structlog.get_logger(__name__)
+
+#: The servers' logs.
+FOLDER = LOCK_FILE.parent
+#: Before the profile's name, as the lock says who holds it.
+_COMMAND = "natix-fleet vllm start --profile "
+_LOOK_EVERY_S = 0.1
+#: Servers that wait for each other end one after another.
+_STOP_WITHIN_S = 4 * DRAIN_S
+
+
+def start(profile_name: str) -> None:
+    """Supervises a profile's servers until SIGTERM or Ctrl-C; says when each is ready.
+
+    Raises:
+        BusyError: servers are started here already, or somebody else has a port.
+        ConfigError: the profile has no servers to start, vLLM is not here, or a tier cannot sleep.
+        FleetError: a server's first start failed; with its cause and its last lines.
+    """
+    profile = load_profile(profile_name)
+    interrupts = Interrupts()
+    with ExitStack() as stack:
+        stack.enter_context(RunLock(LOCK_FILE, f"{_COMMAND}{profile_name}", "vllm start"))
+        servers = find_servers(profile, FOLDER)
+        for note in servers.notes():
+            click.echo(note, err=True)
+        if not servers.children:
+            raise ConfigError(f"profile {profile.name!r} has no servers to start here")
+        residency = stack.enter_context(Residency(profile, servers, _ledger_server, FOLDER, workers=False))
+        supervisor = Supervisor(list(server_children(servers, residency)), interrupts=interrupts)
+        residency.tend(supervisor)
+
+        def tend(events: Sequence[Event]) -> None:
+            residency.tend(supervisor)
+            for event in events:
+                log.info("child", name=event.child, what=event.what, detail=event.detail)
+
+        supervisor.run(tend)
+    if interrupts.count > 1:
+        sys.exit(INTERRUPTED)
+
+
+def stop(profile_name: str | None) -> None:
+    """Ends what ``start`` runs here, and waits for it; nothing where nothing runs.
+
+    Args:
+        profile_name: as ``start`` was told; None: whichever it is.
+
+    Raises:
+        BusyError: it runs another profile.
+        FleetError: it cannot be told, or does not end.
+    """
+    pid = holder(LOCK_FILE)
+    if pid is None:
+        click.echo(f"no servers run here ({LOCK_FILE} is free)")
+        return
+    runs = LOCK_FILE.read_text().partition("\n")[2].strip().removeprefix(_COMMAND)
+    if profile_name and profile_name != runs:
+        raise BusyError(f"the servers here are those of profile {runs}: natix-fleet vllm stop --profile {runs}")
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass
+    except OSError as error:
+        raise FleetError(f"natix-fleet vllm start (pid {pid}) cannot be told to end: {error.strerror}") from error
+    until_s = time.monotonic() + _STOP_WITHIN_S
+    while _runs(LOCK_FILE):
+        if time.monotonic() > until_s:
+            raise FleetError(f"natix-fleet vllm start (pid {pid}) has not ended within {_STOP_WITHIN_S:g} s")
+        time.sleep(_LOOK_EVERY_S)
+    click.echo(f"the servers have ended (pid {pid})")
+
+
+def _runs(lock: Path) -> bool:
+    try:
+        return holder(lock) is not None
+    except BusyError:
+        # Somebody took it this moment: not the one that was told to end.
+        return False
+
+
+def _ledger_server() -> redis.Redis | None:
+    """The fleet's, once there is one; until then no tier is woken."""
+    try:
+        return address_from_environment().connect()
+    except FleetError:
+        return None

@@ -1,0 +1,297 @@
+"""Who is awake on a device: the decision as a table and under a machine of random arrivals, the tiers' bookkeeping."""
+
+import math
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec.structs import replace
+
+from configs.profile import Tier
+from configs.serving import Server
+from ops.child import ChildState
+from ops.residency import Moves, Place, Sleeper, choose
+from ops.sleeping_tier import SleepingTier
+from ops.wakes import FILE, Wakes, median_s, read_wakes
+
+NOW = 1000.0
+ONE, OTHER, BOTH = frozenset({"cuda:0"}), frozenset({"cuda:1"}), frozenset({"cuda:0", "cuda:1"})
+
+
+def tier(
+    name: str,
+    place: Place,
+    *,
+    devices: frozenset[str] = ONE,
+    here_s: float = 60.0,
+    waiting: int = 0,
+    waited_s: float = 0.0,
+) -> Sleeper:
+    """One that is there for ``here_s``, before which items wait for ``waited_s``; woken by 10, or after 2 s."""
+    since_s = NOW - waited_s if waiting else math.inf
+    return Sleeper(name, devices, place, NOW - here_s, waiting, since_s, wake_items=10, wake_after_s=2.0, awake_s=20.0)
+
+
+WAKE_A, SLEEP_A, NOTHING = Moves(wake=("a",)), Moves(sleep=("a",)), Moves()
+
+
+@pytest.mark.parametrize(
+    ("sleepers", "moves"),
+    [
+        ([tier("a", "asleep")], NOTHING),
+        ([tier("a", "asleep", waiting=9, waited_s=1.9)], NOTHING),
+        ([tier("a", "asleep", waiting=10)], WAKE_A),
+        ([tier("a", "asleep", waiting=1, waited_s=2.0)], WAKE_A),
+        ([tier("a", "off")], WAKE_A),
+        ([tier("a", "away", waiting=99, waited_s=99)], NOTHING),
+        # It stays awake while nobody else wants its device, dry or not.
+        ([tier("a", "awake"), tier("b", "asleep")], NOTHING),
+        ([tier("a", "awake"), tier("b", "asleep", waiting=5, waited_s=1)], NOTHING),
+        # Its turn, then the neighbour's, whether it still has work or not.
+        ([tier("a", "awake", here_s=19.9), tier("b", "asleep", waiting=50, waited_s=9)], NOTHING),
+        ([tier("a", "awake", here_s=20.0), tier("b", "asleep", waiting=50, waited_s=9)], SLEEP_A),
+        ([tier("a", "awake", waiting=500, waited_s=9), tier("b", "asleep", waiting=50, waited_s=9)], SLEEP_A),
+        ([tier("a", "awake", here_s=math.inf), tier("b", "off", here_s=0)], SLEEP_A),
+        ([tier("a", "moving"), tier("b", "asleep", waiting=50, waited_s=9)], NOTHING),
+        # Another device is another matter.
+        ([tier("b", "awake", devices=OTHER, here_s=1), tier("a", "asleep", waiting=50)], WAKE_A),
+        # Of several the one that has waited for longest.
+        ([tier("b", "asleep", waiting=90, waited_s=3), tier("a", "asleep", waiting=1, waited_s=4)], WAKE_A),
+        ([tier("b", "off", here_s=3), tier("a", "asleep", waiting=1, waited_s=4)], WAKE_A),
+        # Two devices: both holders must have had their turn, and nobody slips in before it.
+        (
+            [
+                tier("a", "awake", devices=ONE),
+                tier("b", "awake", devices=OTHER, here_s=1),
+                tier("c", "asleep", devices=BOTH, waiting=50, waited_s=9),
+            ],
+            NOTHING,
+        ),
+        (
+            [
+                tier("a", "asleep", devices=ONE, waiting=50, waited_s=8),
+                tier("b", "awake", devices=OTHER, here_s=1),
+                tier("c", "asleep", devices=BOTH, waiting=50, waited_s=9),
+            ],
+            NOTHING,
+        ),
+        (
+            [
+                tier("a", "awake", devices=BOTH),
+                tier("b", "asleep", devices=ONE, waiting=50, waited_s=9),
+                tier("c", "asleep", devices=OTHER, waiting=50, waited_s=8),
+            ],
+            SLEEP_A,
+        ),
+        (
+            [
+                tier("b", "asleep", devices=OTHER, waiting=50, waited_s=9),
+                tier("a", "asleep", devices=ONE, waiting=50, waited_s=8),
+            ],
+            Moves(wake=("b", "a")),
+        ),
+    ],
+)
+def test_choose(sleepers: list[Sleeper], moves: Moves) -> None:
+    """The table of who wakes and who falls asleep."""
+    assert choose(sleepers, NOW) == moves
+
+
+AWAKE_S, WAKE_AFTER_S, MOVE_S = 5.0, 1.0, 3.0
+DEVICES = (ONE, ONE, OTHER, BOTH, OTHER)
+
+
+class Cards(RuleBasedStateMachine):
+    """Five tiers on two cards; items come, servers take their time and die now and then; a second is a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 0.0
+        self.dice = random.Random(0)
+        self.sleepers: dict[str, Sleeper] = {}
+        #: When a move is over, and where it leads to.
+        self.moves: dict[str, tuple[float, Place]] = {}
+        self.asked_s: dict[str, float] = {}
+
+    @initialize(seed=st.integers(0, 1 << 30))
+    def begin(self, seed: int) -> None:
+        self.dice = random.Random(seed)
+        for i, devices in enumerate(DEVICES):
+            self.sleepers[f"t{i}"] = Sleeper(
+                f"t{i}", devices, "off", 0.0, 0, math.inf, wake_items=10, wake_after_s=WAKE_AFTER_S, awake_s=AWAKE_S
+            )
+
+    @rule(name=st.sampled_from([f"t{i}" for i in range(len(DEVICES))]), items=st.integers(1, 40))
+    def items_come(self, name: str, items: int) -> None:
+        one = self.sleepers[name]
+        self.set(name, waiting=one.waiting + items, waiting_since_s=min(one.waiting_since_s, self.now_s))
+
+    @rule(name=st.sampled_from([f"t{i}" for i in range(len(DEVICES))]))
+    def its_server_dies(self, name: str) -> None:
+        if self.sleepers[name].place in {"awake", "asleep"}:
+            self.go(name, "off")
+
+    @rule(seconds=st.integers(1, 30))
+    def time_passes(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.second()
+
+    def second(self) -> None:
+        self.now_s += 1.0
+        for name, (until_s, place) in list(self.moves.items()):
+            if self.now_s >= until_s:
+                del self.moves[name]
+                self.go(name, place)
+        for name, one in self.sleepers.items():
+            if one.place == "awake":
+                # A card does fewer a second than may come.
+                self.set(name, waiting=max(0, one.waiting - 4), waiting_since_s=math.inf)
+            elif one.waiting and one.waiting_since_s == math.inf:
+                self.set(name, waiting_since_s=self.now_s)
+        chosen = choose(list(self.sleepers.values()), self.now_s)
+        for name in chosen.wake:
+            assert self.sleepers[name].place in {"off", "asleep"}
+            self.begin_move(name, "awake")
+        for name in chosen.sleep:
+            one = self.sleepers[name]
+            assert one.place == "awake"
+            assert self.now_s - one.since_s >= AWAKE_S, "it flaps"
+            self.begin_move(name, "asleep")
+
+    def begin_move(self, name: str, to: Place) -> None:
+        self.moves[name] = (self.now_s + self.dice.uniform(0, MOVE_S), to)
+        self.go(name, "moving")
+
+    def go(self, name: str, place: Place) -> None:
+        self.set(name, place=place, since_s=self.now_s)
+
+    def set(self, name: str, **fields: object) -> None:
+        self.sleepers[name] = replace(self.sleepers[name], **fields)
+
+    @invariant()
+    def one_is_awake_on_a_card(self) -> None:
+        for card in BOTH:
+            has = [s.tier for s in self.sleepers.values() if card in s.devices and s.place in {"moving", "awake"}]
+            assert len(has) <= 1, has
+
+    @invariant()
+    def nobody_waits_for_more_than_everybodys_turn(self) -> None:
+        turn_s = AWAKE_S + 2 * (MOVE_S + 1.0) + 1.0
+        for one in self.sleepers.values():
+            if one.asks(self.now_s):
+                assert self.now_s - one.asked_s <= WAKE_AFTER_S + len(DEVICES) * turn_s, one
+
+
+Cards.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestCards = Cards.TestCase
+
+
+def one_served() -> SleepingTier:
+    tier = Tier(name="vlm", model="m", residency="sleep", server=Server(wake_items=10, wake_after_s=2, awake_s=20))
+    return SleepingTier(tier, ONE, "http://127.0.0.1:1", "vlm-server")
+
+
+def state(phase: str, restarts: int = 0, name: str = "vlm-server") -> dict[str, ChildState]:
+    return {name: ChildState(name, None, phase, restarts, None)}
+
+
+def where(one: SleepingTier) -> Place:
+    """A call, so that no type checker takes a place that it saw for the one there is."""
+    return one.place
+
+
+def test_a_server_waits_for_leave_starts_and_has_no_turn_of_its_own() -> None:
+    """From its first start to its sleep: what comes up for nobody yields at once."""
+    one = one_served()
+    one.settle(state("waiting"), NOW)
+    assert where(one) == "away", "its forerunners are not there yet"
+    one.due_s = NOW
+    one.settle(state("waiting"), NOW + 1)
+    assert where(one) == "off"
+    assert choose([one.seen(NOW + 1)], NOW + 1).wake == ("vlm",)
+    one.leave = 0
+    for phase in ("waiting", "starting", "ready"):
+        one.settle(state(phase), NOW + 2)
+        assert where(one) == "moving"
+    one.asleep = False
+    one.settle(state("ready"), NOW + 30)
+    assert where(one) == "awake"
+    assert one.leave is None
+    assert one.seen(NOW + 30).yields(NOW + 30)
+
+
+def test_a_server_that_dies_while_it_starts_gives_its_device_back() -> None:
+    """Others have it until the supervisor asks for leave again."""
+    one = one_served()
+    one.due_s, one.leave = NOW, 3
+    one.settle(state("starting", 3), NOW)
+    one.settle(state("backing off", 4), NOW + 5)
+    assert where(one) == "away"
+    assert one.leave is None
+    one.due_s = NOW + 9
+    one.settle(state("backing off", 4), NOW + 9)
+    assert where(one) == "off"
+
+
+def test_work_that_waits_gives_a_server_that_comes_up_its_turn() -> None:
+    """It is not put to sleep before its work has been looked at."""
+    one = one_served()
+    one.settle(state("starting"), NOW)
+    one.waits(5, NOW)
+    one.asleep = False
+    one.settle(state("ready"), NOW + 30)
+    assert not one.seen(NOW + 40).yields(NOW + 40)
+    assert one.seen(NOW + 50).yields(NOW + 50)
+
+
+def test_how_long_items_wait_is_seen_by_our_own_clock() -> None:
+    """From the first look that finds some, anew after each turn and whenever there are none."""
+    one = one_served()
+    one.place = "asleep"
+    one.waits(1, NOW)
+    one.waits(3, NOW + 1)
+    assert not one.seen(NOW + 1.9).asks(NOW + 1.9)
+    assert one.seen(NOW + 2).asks(NOW + 2)
+    one.waits(0, NOW + 2)
+    one.waits(3, NOW + 3)
+    assert one.waiting_since_s == NOW + 3
+    one.place = "awake"
+    one.waits(3, NOW + 4)
+    assert one.waiting_since_s == math.inf
+    one.place, one.not_before_s = "asleep", NOW + 99
+    one.waits(50, NOW + 5)
+    assert not one.seen(NOW + 20).asks(NOW + 20), "its last wake failed just now"
+
+
+def test_the_fleets_own_engines_sleep_by_not_running() -> None:
+    """A tier of two processes is awake when both are ready, asleep when both are gone."""
+    one = SleepingTier(Tier(name="panel", model="m", residency="sleep", workers=2), ONE)
+    both = state("paused", name="panel-0") | state("draining", name="panel-1")
+    one.settle(both, NOW)
+    assert where(one) == "moving"
+    one.settle(both | state("paused", name="panel-1"), NOW)
+    assert where(one) == "asleep"
+    one.wanted = True
+    one.settle(state("ready", name="panel-0") | state("starting", name="panel-1"), NOW)
+    assert where(one) == "moving"
+    one.settle(state("ready", name="panel-0") | state("ready", name="panel-1"), NOW)
+    assert where(one) == "awake"
+
+
+def test_wakes_are_kept(tmp_path: Path) -> None:
+    """The last hundred of each tier outlive the process; a damaged file is none."""
+    wakes = Wakes(tmp_path)
+    for i in range(150):
+        wakes.note("a", "wake", i)
+    wakes.note("a", "sleep", 0.5)
+    Wakes(tmp_path).note("b", "wake", 2.0)
+    found = read_wakes(tmp_path)
+    assert found["a"].wake == [float(i) for i in range(50, 150)]
+    assert (found["a"].sleep, found["b"].wake) == ([0.5], [2.0])
+    assert median_s(found["a"].wake) == 99.5
+    assert median_s([]) is None
+    (tmp_path / FILE).write_text("{")
+    assert read_wakes(tmp_path) == {}
