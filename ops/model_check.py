@@ -11,15 +11,19 @@ from PIL import Image
 from configs.errors import ConfigError, PhotoError, ServerError, SourceError
 from configs.model import ModelSpec, load_model
 from configs.profile import Photos
+from configs.serving import Server
 from ops.models import size
 from producers.intake import take
 from producers.scenes import DEMO_SEEDS, render
 from producers.sources import printable
 from routing.decision import calibrate
 from workers.device import pin
-from workers.engines import DeviceMemoryError, Engine, EngineAwayError, Runtime, Shot, build
+from workers.engines import AskedEngine, DeviceMemoryError, Engine, EngineAwayError, Runtime, Shot, build
 from workers.photos import open_photo
 from workers.served import RefusedError
+
+#: A server that is not there is not waited for here as a worker would.
+SERVER_S = 5.0
 
 
 def check(key: str, path: Path | None, device: str) -> None:
@@ -37,7 +41,7 @@ def check(key: str, path: Path | None, device: str) -> None:
     """
     spec = load_model(key)
     photo, shot = _read(path, spec.input_px) if path else _draw()
-    engine = build(spec, Runtime(pin(device), max_batch=1))
+    engine = build(spec, Runtime(pin(device), max_batch=1, server=Server(start_within_s=SERVER_S)))
     taken_bytes = _taken_bytes(device)
     try:
         begun_s = time.monotonic()
@@ -53,6 +57,8 @@ def check(key: str, path: Path | None, device: str) -> None:
         raise ServerError(f"model {key!r} is away: {error}") from None
     click.echo(f"{spec.name} ({spec.engine}) on {device}, {printable(path) if path else 'a drawn scene with roadwork'}")
     click.echo(said(spec, score))
+    if isinstance(engine, AskedEngine):
+        click.echo(beside(engine.take_counts()))
     click.echo(
         f"loaded in {loaded_s - begun_s:.2f} s, warmed up in {warm_s - loaded_s:.2f} s, "
         f"scored in {1000 * (scored_s - warm_s):.1f} ms"
@@ -71,6 +77,14 @@ def said(spec: ModelSpec, score: float | None) -> str:
     fitted = spec.calibrator.fitted_on
     worth = f"calibrated on {fitted}" if fitted else "no calibrator was fitted: this is no probability"
     return f"score {score:+.4f}, P(roadwork) {calibrate(score, spec.calibrator):.4f} ({worth})"
+
+
+def beside(counts: dict[str, int]) -> str:
+    """What a served model would have said instead, and why an answer was no vote."""
+    why = "".join(f"; no vote: {name.removeprefix('no_vote_')}" for name in counts if name.startswith("no_vote_"))
+    outside = counts.get("outside_ppm")
+    known = "not known" if outside is None else f"{outside / 1e6:.4f}"
+    return f"probability of all but yes and no: {known}{why}"
 
 
 def _score(engine: Engine, photo: Image.Image, shot: Shot) -> float | None:

@@ -56,7 +56,8 @@ def rude(*replies: Reply) -> Iterator[Rude]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            reply = state.take(body, {name.lower(): value for name, value in self.headers.items()})
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            reply = state.take(body, headers | {"peer": str(self.client_address)})
             time.sleep(reply.after_s)
             self.send_response(reply.status)
             for name, value in reply.headers.items():

@@ -1,5 +1,6 @@
 """Asking a served model: what travels, what is tried again, and in which words it fails."""
 
+import asyncio
 import base64
 import socket
 import time
@@ -10,6 +11,8 @@ import pytest
 import workers.served
 from configs.errors import ConfigError
 from tests.rude_server import Reply, rude, said
+from workers.background import wait_for
+from workers.breaker import Breaker
 from workers.engines import EngineAwayError
 from workers.served import KEY_VARIABLE, RETRIES, URL_VARIABLE, RefusedError, Served, Turn, url_of
 
@@ -176,3 +179,58 @@ def test_where_the_server_is(monkeypatch: pytest.MonkeyPatch) -> None:
         url_of("")
     monkeypatch.setenv(URL_VARIABLE, "http://environment")
     assert url_of("http://row") == "http://environment"
+
+
+def test_a_server_that_is_down_is_left_alone() -> None:
+    """After five failures in a row nobody asks; then one does, and its answer is the end of that."""
+    with rude(*[Reply(503)] * 5, said("yes")) as server:
+        served = Served(server.url, "vlm", 5)
+        served.breaker = Breaker(failures=5, open_s=0.3)
+        with pytest.raises(EngineAwayError, match="says 503"):
+            served.ask(QUESTION, 1)
+        start_s = time.monotonic()
+        for _ in range(50):
+            with pytest.raises(EngineAwayError, match=r"is away: .*says 503"):
+                served.ask(QUESTION, 1)
+        assert time.monotonic() - start_s < 0.25
+        assert len(server.asked) == 5
+        time.sleep(0.3)
+        assert [served.ask(QUESTION, 1).text for _ in range(3)] == ["yes"] * 3
+
+
+def test_a_busy_server_is_not_down() -> None:
+    """However often it says so: it answers."""
+    with rude(BUSY) as server:
+        served = Served(server.url, "vlm", 5)
+        for _ in range(3):
+            with pytest.raises(EngineAwayError):
+                served.ask(QUESTION, 1)
+        assert served.breaker.state == "closed"
+        assert len(server.asked) == 3 * (RETRIES + 1)
+
+
+def test_an_error_of_one_question_is_that_photos() -> None:
+    """The server fails on it each time, and answers others meanwhile: it is not away."""
+    broken = Reply(500, b"division by zero")
+    with rude(broken, said("yes"), broken) as server:
+        served = Served(server.url, "vlm", 30)
+
+        async def both() -> list[object]:
+            first = asyncio.create_task(served.request("POST", "/", dict, b'{"photo": 1}'))
+            while not server.asked:  # noqa: ASYNC110 - another thread says it
+                await asyncio.sleep(0.001)
+            await served.request("POST", "/", dict, b'{"photo": 2}')
+            return list(await asyncio.gather(first, return_exceptions=True))
+
+        (error,) = wait_for(both())
+    assert isinstance(error, RefusedError)
+    assert "division by zero" in str(error)
+
+
+def test_a_connection_is_kept() -> None:
+    """One for all questions that follow one another."""
+    with rude(said("yes")) as server:
+        served = Served(server.url, "vlm", 5)
+        for _ in range(5):
+            served.ask(QUESTION, 1)
+        assert len({headers["peer"] for headers in server.headers}) == 1

@@ -12,7 +12,7 @@ from configs.errors import ConfigError
 from configs.prompt import PROMPTS, load_prompt
 from workers.answer import Candidate, Completion, Place, answer_place
 from workers.question import TOP, Wording
-from workers.yes_no import SCORE_MAX, Reading, Way, Words, read, works
+from workers.yes_no import SCORE_MAX, Way, Words, read, works
 
 WORDS = Words(frozenset({1, 2}), frozenset({5}))
 #: Probabilities of tokens 1 and 2 (yes), 5 (no); a tenth is neither.
@@ -30,7 +30,9 @@ def test_probability_by_hand() -> None:
 def test_what_was_ruled_out_is_not_known() -> None:
     """Among allowed tokens alone there is no outside."""
     said = read({1: math.log(0.5), 2: math.log(0.25), 5: math.log(0.25)}, WORDS, "allowed")
-    assert said == Reading(pytest.approx(math.log(3)), None)
+    assert said is not None
+    assert said.score == pytest.approx(math.log(3))
+    assert said.outside is None
 
 
 @pytest.mark.parametrize("way", ["chosen", "allowed"])
@@ -42,7 +44,8 @@ def test_an_answer_without_a_wanted_token_is_not_read(way: Way) -> None:
 def test_among_the_most_likely_a_word_that_is_missing_counts_as_the_last_of_them() -> None:
     """It is no likelier than that; with neither word there is nothing to read."""
     said = read({1: math.log(0.8), 9: math.log(0.1), 8: math.log(0.01)}, WORDS, "top")
-    assert said == Reading(pytest.approx(math.log(80)), pytest.approx(0.2))
+    assert said is not None
+    assert (said.score, said.outside) == pytest.approx((math.log(80), 0.2))
     assert read({9: math.log(0.9), 8: math.log(0.1)}, WORDS, "top") is None
 
 

@@ -39,6 +39,7 @@ def real_server(
     port: int = 0,
     arguments: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
+    pids: list[int] | None = None,
 ) -> Iterator[str]:
     """Its URL, for as long as the context lasts.
 
@@ -50,6 +51,7 @@ def real_server(
         port: 0: a free one.
         arguments: flags beside the usual ones.
         env: added to its environment.
+        pids: the server's is put there, which is that of its process group too.
     """
     port = port or free_port()
     url = f"http://127.0.0.1:{port}"
@@ -61,6 +63,8 @@ def real_server(
         process = subprocess.Popen(
             [*command, *arguments], env=environment, stdout=out, stderr=out, start_new_session=True
         )
+    if pids is not None:
+        pids.append(process.pid)
     try:
         until_s = time.monotonic() + START_S
         while not healthy(url):
