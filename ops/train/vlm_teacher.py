@@ -40,7 +40,7 @@ class Desk:
     def pixels(self, places: torch.Tensor, shape: int) -> torch.Tensor:
         """(B, 3, H, W) in [-1, 1]."""
         high, wide = SHAPES[shape]
-        rows = self.flat[places, : 3 * high * wide].reshape(-1, high, wide, 3)
+        rows = self.flat[:, : 3 * high * wide][places].reshape(-1, high, wide, 3)
         return rows.permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def draw(self) -> tuple[torch.Tensor, torch.Tensor, int]:
