@@ -38,6 +38,8 @@ VALUES_PER_PIXEL = 256
 KEPT = 1.5
 #: Host memory of a process, beside the weights that sleep there.
 PROCESS_BYTES = 3_000_000_000
+#: And of each front-end process of a server after its first: 0.7 GB were resident for a small model.
+FRONT_END_BYTES = 1_000_000_000
 
 _VALUE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
 
@@ -152,7 +154,7 @@ def need(tier: "Tier", specs: Sequence[ModelSpec], device: Device) -> Need:
         weight_bytes=weights,
         awake_bytes=awake,
         asleep_bytes=asleep,
-        host_bytes=processes * PROCESS_BYTES + sleeps * weights,
+        host_bytes=processes * PROCESS_BYTES + (tier.server.api_processes - 1) * FRONT_END_BYTES + sleeps * weights,
     )
 
 

