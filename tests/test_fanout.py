@@ -9,17 +9,24 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.fault_engines import solo
+from configs.errors import PhotoError
+from routing.store import ServerPhotos
+from tests.fault_engines import load_positions, solo
+from tests.test_stops import PROFILE, Fleet
+from tests.test_stops import photos as positions
 from workers.background import background
 from workers.batcher import OVERDUE, EndingError, Outcome
 from workers.engines import EngineAwayError, Shot
 from workers.fanout import Fanout
-from workers.panel import ContractError
+from workers.panel import ContractError, Member, Panel
+from workers.photos import photo_loader
 from workers.progress import Progress
+from workers.tier import TierStop
 
 
 class Slow:
@@ -311,3 +318,50 @@ def test_any_works_beside_each_other(works: list[tuple[str, list[Any], bool]], i
     assert engine.most <= in_flight
     assert len(engine.asked) == sum(len(inputs) for _, inputs, _ in works)
     fan.stop()
+
+
+def test_a_tier_asks_on_a_real_ledger(fleet: Fleet) -> None:
+    """Photos end once each: with their votes, after the server was away for a while, or as the one that it fails on."""
+    away = {3, 9}
+
+    class Positions(Slow):
+        async def ask(self, one: Any) -> Any:
+            await super().ask(one)
+            if one in away:
+                away.discard(one)
+                raise EngineAwayError("away on purpose")
+            if one == 5:
+                raise RuntimeError("position 5 on purpose")
+            return 5.0 if one % 2 else -5.0
+
+    tier = PROFILE.tier("first")
+    engine = Positions(lambda one: 0.001 * (one % 3))
+    panel = Panel("first", [Member(PROFILE.models()["first"][0], engine)])
+    stop = TierStop(PROFILE, tier, panel, load_positions, fleet.owner, Progress())
+    assert isinstance(stop.batcher, Fanout)
+    fleet.started.append(stop)
+    last = fleet.tier("second", lambda _: 0.0)
+    fleet.admit(positions(40))
+    for _ in range(2000):
+        for one in (stop, last, fleet.collector):
+            one.serve()
+        fleet.owner._route()
+        if not fleet.ledger.snapshot([]).use.get("items"):
+            break
+    rows = fleet.rows("s-1")
+    assert len(rows) == 40
+    assert {i for i, row in rows.items() if not row["votes"]} == {5}
+    assert rows[5]["reason"] == "engine-error"
+    assert not away
+    tally = fleet.ledger.snapshot(["first"]).tallies["first"]
+    assert tally["scored"] == 39
+    assert tally["device_us"] > 0
+
+
+def test_a_stored_photo_is_not_decoded_for_a_server(redis_client: redis.Redis) -> None:
+    """The loader hands over what is stored, whatever it is: to decode it would be work for nothing."""
+    store = ServerPhotos(redis_client)
+    items = positions(2)
+    store.put(items[0].source, [(0, b"stored as it is"), (1, b"and the next")])
+    found = photo_loader(store, solo(Slow()), lambda: None)(items)
+    assert [one[0] for one in found if not isinstance(one, PhotoError)] == [b"stored as it is", b"and the next"]
