@@ -194,7 +194,7 @@ def test_an_engine_that_is_away_is_an_outcome_and_a_failure_is_raised() -> None:
 
 def test_alone_is_alone(pool: ThreadPoolExecutor) -> None:
     """It waits for what is in flight, nothing starts beside it, and afterwards all goes on; also when it fails."""
-    engine = Slow(lambda _: 0.01)
+    engine = Slow(lambda one: 0.01 if isinstance(one, str) else 0.01 + one / 300)
     fan = Fan(engine, 4)
     beside: list[int] = []
     outcomes: list[Outcome | Exception] = []
