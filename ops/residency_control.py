@@ -110,6 +110,10 @@ class Residency:
     ) -> None:
         """Decides nothing any more."""
         self._ending.set()
+        if self._thread.is_alive():
+            self._thread.join(2 * _ANSWER_S)
+        if not any(one.calling for one in self._tiers.values()):
+            self._client.close()
 
     def _live(self) -> None:
         while not self._ending.wait(LOOK_S):

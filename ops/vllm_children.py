@@ -58,10 +58,11 @@ class Servers(Struct, frozen=True):
     kept: frozenset[str] = frozenset()
 
     def before(self, tier: Tier, profile: Profile) -> tuple[str, ...]:
-        """The servers that a tier's workers come after: its own, and all on the device where they are themselves."""
-        devices = set() if tier.device == "cpu" else set(devices_held(profile, tier))
-        others = {t.name for t in profile.tiers if devices & set(devices_held(profile, t))}
-        return tuple(name for at, name in self.names.items() if at in others | {tier.name})
+        """The servers that a tier's workers come after: its own; or all on the GPU where its own engines are."""
+        if tier.name in self.names:
+            return (self.names[tier.name],)
+        devices = set(devices_held(profile, tier)) - {"cpu"}
+        return tuple(name for at, name in self.names.items() if devices & set(devices_held(profile, profile.tier(at))))
 
     def notes(self) -> list[str]:
         """For people: what is started, and what is used as it is."""
