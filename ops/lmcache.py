@@ -12,6 +12,7 @@ import math
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,9 @@ def lmcache_child(
     """
     ((host, blocks_port),) = blocks.hosts
     cuda = all(tier.device.startswith("cuda") for tier in tiers)
-    argv = [python, "-m", "lmcache.cli.main", "server", "--host", HOST, "--port", str(port)]
+    # It would not find its server again by itself.
+    argv = [sys.executable, "-m", "ops.lmcache_process", host, str(blocks_port)]
+    argv += [python, "-m", "lmcache.cli.main", "server", "--host", HOST, "--port", str(port)]
     argv += ["--http-host", HOST, "--http-port", str(http_port), "--chunk-size", str(chunk_tokens(tiers))]
     argv += ["--l1-size-gb", f"{sizes.near_bytes / GIB:g}", "--eviction-policy", "LRU"]
     # On a processor a server that is told "lmcache_driven", the default, never answers vLLM's first call.

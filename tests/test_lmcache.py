@@ -1,6 +1,8 @@
 """LMCache's children: what a profile asks for, and a Valkey that gives way instead of refusing. No vLLM is needed."""
 
 import json
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -84,16 +86,21 @@ def test_a_server_that_cannot_hold_blocks_is_refused(tmp_path: Path, url: str, s
         lmcache_children(profile(cached()), sys.executable, tmp_path, LEDGER, environ={BLOCKS_VARIABLE: url})
 
 
+def until_ready(supervisor: Supervisor) -> None:
+    """Polls it."""
+    until_s = time.monotonic() + 30
+    while not supervisor.all_ready:
+        supervisor.poll()
+        assert time.monotonic() < until_s
+        time.sleep(POLL_INTERVAL_S)
+
+
 @pytest.fixture
 def blocks(tmp_path: Path) -> Iterator[ServerAddress]:
     """A real Valkey of 8 MiB."""
     child, address = blocks_child(tmp_path, 8 << 20)
     with Supervisor([child]) as supervisor:
-        until_s = time.monotonic() + 30
-        while not supervisor.all_ready:
-            supervisor.poll()
-            assert time.monotonic() < until_s
-            time.sleep(POLL_INTERVAL_S)
+        until_ready(supervisor)
         yield address
 
 
@@ -118,3 +125,37 @@ def test_its_user_may_do_no_more_than_it_needs(blocks: ServerAddress, command: s
         pytest.raises(redis.exceptions.AuthenticationError),
     ):
         stranger.get("model@0@0@0000")
+
+
+def guarded(blocks: ServerAddress, *command: str) -> subprocess.Popen[str]:
+    """Any command in LMCache's place."""
+    ((host, port),) = blocks.hosts
+    login = {"LMCACHE_RESP_USERNAME": blocks.username or "", "LMCACHE_RESP_PASSWORD": blocks.password or ""}
+    return subprocess.Popen(
+        [sys.executable, "-m", "ops.lmcache_process", host, str(port), *command],
+        env=os.environ | login,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_lmcache_ends_with_its_valkey(tmp_path: Path) -> None:
+    """By SIGTERM well, by itself not well, and with the status of a server that is away when its Valkey dies."""
+    child, address = blocks_child(tmp_path, 8 << 20)
+    sleeps = [sys.executable, "-c", "import sys, time; print(sys.argv[1:], flush=True); time.sleep(100)", "--port", "1"]
+    with Supervisor([child]) as supervisor:
+        until_ready(supervisor)
+        asked = guarded(address, *sleeps)
+        assert asked.stdout
+        assert asked.stdout.readline() == "['--port', '1']\n"
+        asked.terminate()
+        assert asked.wait(30) == 0
+        assert guarded(address, sys.executable, "-c", "raise SystemExit(3)").wait(30) == 70
+        left = guarded(address, *sleeps)
+        assert left.stdout
+        left.stdout.readline()
+        supervisor.kill()
+        _, said = left.communicate(timeout=30)
+        assert (left.returncode, "is away" in said) == (69, True)
+    assert guarded(address, *sleeps).wait(30) == 69
