@@ -146,16 +146,18 @@ def test_lmcache_ends_with_its_valkey(tmp_path: Path) -> None:
     sleeps = [sys.executable, "-c", "import sys, time; print(sys.argv[1:], flush=True); time.sleep(100)", "--port", "1"]
     with Supervisor([child]) as supervisor:
         until_ready(supervisor)
-        asked = guarded(address, *sleeps)
-        assert asked.stdout
-        assert asked.stdout.readline() == "['--port', '1']\n"
-        asked.terminate()
-        assert asked.wait(30) == 0
-        assert guarded(address, sys.executable, "-c", "raise SystemExit(3)").wait(30) == 70
-        left = guarded(address, *sleeps)
-        assert left.stdout
-        left.stdout.readline()
-        supervisor.kill()
-        _, said = left.communicate(timeout=30)
-        assert (left.returncode, "is away" in said) == (69, True)
-    assert guarded(address, *sleeps).wait(30) == 69
+        with guarded(address, *sleeps) as asked:
+            assert asked.stdout
+            assert asked.stdout.readline() == "['--port', '1']\n"
+            asked.terminate()
+            assert asked.wait(30) == 0
+        with guarded(address, sys.executable, "-c", "raise SystemExit(3)") as ended:
+            assert ended.wait(30) == 70
+        with guarded(address, *sleeps) as left:
+            assert left.stdout
+            left.stdout.readline()
+            supervisor.kill()
+            _, said = left.communicate(timeout=30)
+            assert (left.returncode, "is away" in said) == (69, True)
+    with guarded(address, *sleeps) as never:
+        assert never.wait(30) == 69
