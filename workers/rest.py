@@ -2,6 +2,7 @@
 
 import threading
 import time
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 import httpx2
@@ -37,7 +38,11 @@ def sleeping(client: httpx2.Client, url: str) -> bool | None:
 def is_loopback(url: str) -> bool:
     """Whether a server is on this machine, and its dev endpoints out of others' reach."""
     host = urlsplit(url).hostname or ""
-    return host in {"localhost", "::1"} or host.startswith("127.")
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        # A name: where it leads to is not ours to say.
+        return False
 
 
 class Rest:
