@@ -2,6 +2,7 @@
 
 import io
 import os
+import secrets
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
@@ -39,7 +40,13 @@ def jpeg(seed: int, side_px: int, light: float = 1.0) -> bytes:
     return buffer.getvalue()
 
 
-def jpegs(count: int, side_px: int, light: float = 1.0) -> Iterator[bytes]:
-    """``count`` of them, in order, made on all cores."""
+def jpegs(count: int, side_px: int, light: float = 1.0, first: int = 0) -> Iterator[bytes]:
+    """``count`` of them, in order of their seeds from ``first`` on, made on all cores."""
+    seeds = range(first, first + count)
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
-        yield from pool.map(jpeg, range(count), [side_px] * count, [light] * count, chunksize=32)
+        yield from pool.map(jpeg, seeds, [side_px] * count, [light] * count, chunksize=32)
+
+
+def fresh(count: int) -> int:
+    """The first of ``count`` seeds that no other run has had, by all odds."""
+    return secrets.randbits(40) * count

@@ -82,21 +82,26 @@ def measure(server: EmbeddedServer, folder: Path, load: Load) -> Through:
     begun_s = time.perf_counter()
     # One that dies is a finding, not something to heal: the supervisor's restarts would only blur the rate.
     with Supervisor(children) as fleet:
-        _until(fleet, lambda: fleet.all_ready)
+        until(fleet, lambda: fleet.all_ready)
         ready_s = time.perf_counter() - begun_s
         with Journal.create(
             folder / "journal", SOURCE, profile=profile.digest(), spec="noise", limit=None, started_ms=0
         ) as journal:
             doorbells = Doorbells(make_app(server.address, profile, events=False))
-            _feed(Admission(SOURCE, profile, ledger, ServerPhotos(client), doorbells, journal, "bulk"), profile, load)
+            feed(
+                Admission(SOURCE, profile, ledger, ServerPhotos(client), doorbells, journal, "bulk"),
+                profile,
+                load.photos,
+                load.side_px,
+            )
         images = len(load.photos)
 
         def done() -> int:
             return images - ledger.snapshot([]).use.get("items", 0)
 
-        _until(fleet, lambda: done() > 0, done)
+        until(fleet, lambda: done() > 0, done)
         first, first_s = done(), time.perf_counter()
-        _until(fleet, lambda: done() >= images, done)
+        until(fleet, lambda: done() >= images, done)
         took_s = time.perf_counter() - first_s
     with VerdictDatabase(env[DATABASE], create=False) as database:
         account = settle_account([read_journal(journal.path)], database, ledger, before)
@@ -127,11 +132,12 @@ def _profile(load: Load) -> str:
     )
 
 
-def _feed(admission: Admission, profile: Profile, load: Load) -> None:
+def feed(admission: Admission, profile: Profile, every: Sequence[bytes], side_px: int) -> None:
+    """Admits photos, all square and of one size, as fast as it can."""
     admission.open()
     step = _ADMIT_BATCHES * profile.batch.max_items
-    for start in range(0, len(load.photos), step):
-        photos = load.photos[start : start + step]
+    for start in range(0, len(every), step):
+        photos = every[start : start + step]
         now_ms = int(time.time() * 1000)
         items = [
             Item(
@@ -141,7 +147,7 @@ def _feed(admission: Admission, profile: Profile, load: Load) -> None:
                 label=UNLABELLED,
                 sha256=hashlib.sha256(photo).digest(),
                 stored_bytes=len(photo),
-                size_px=(load.side_px, load.side_px),
+                size_px=(side_px, side_px),
                 focal_px=_FOCAL_PX,
                 taken_ms=now_ms,
             )
@@ -151,7 +157,7 @@ def _feed(admission: Admission, profile: Profile, load: Load) -> None:
     admission.close()
 
 
-def _until(fleet: Supervisor, done: Callable[[], bool], count: Callable[[], int] = int) -> None:
+def until(fleet: Supervisor, done: Callable[[], bool], count: Callable[[], int] = int) -> None:
     """Waits, minding the processes; until they are ready the supervisor bounds it.
 
     Raises:
