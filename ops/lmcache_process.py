@@ -51,6 +51,8 @@ def run(host: str, port: int, command: tuple[str, ...]) -> None:
         socket_timeout=ANSWER_WITHIN_S,
         retry=Retry(NoBackoff(), 0),
         protocol=2,
+        # One connection, like LMCache's: one from a pool would be made anew unseen, where the server came back at once.
+        single_connection_client=True,
     )
     with client:
         _require(client, host, port)

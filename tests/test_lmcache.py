@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from redis.retry import Retry
 from configs.errors import ConfigError
 from configs.profile import Profile, Tier
 from configs.serving import Server
+from ops.child import Backoff
 from ops.lmcache import BLOCKS, BLOCKS_VARIABLE, CACHE, blocks_child, lmcache_children
 from ops.supervisor import POLL_INTERVAL_S, Supervisor
 from routing.address import ServerAddress, parse_address
@@ -141,10 +143,10 @@ def guarded(blocks: ServerAddress, *command: str) -> subprocess.Popen[str]:
 
 
 def test_lmcache_ends_with_its_valkey(tmp_path: Path) -> None:
-    """By SIGTERM well, by itself not well, and with the status of a server that is away when its Valkey dies."""
+    """By SIGTERM well, by itself not well, and as if its server were away when its Valkey died, back already or not."""
     child, address = blocks_child(tmp_path, 8 << 20)
-    sleeps = [sys.executable, "-c", "import sys, time; print(sys.argv[1:], flush=True); time.sleep(100)", "--port", "1"]
-    with Supervisor([child]) as supervisor:
+    sleeps = [sys.executable, "-c", "import sys, time; print(sys.argv[1:], flush=True); time.sleep(40)", "--port", "1"]
+    with Supervisor([child], Backoff(base_s=0.001)) as supervisor:
         until_ready(supervisor)
         with guarded(address, *sleeps) as asked:
             assert asked.stdout
@@ -156,7 +158,11 @@ def test_lmcache_ends_with_its_valkey(tmp_path: Path) -> None:
         with guarded(address, *sleeps) as left:
             assert left.stdout
             left.stdout.readline()
-            supervisor.kill()
+            pid = supervisor.states[0].pid
+            assert pid
+            os.kill(pid, signal.SIGKILL)
+            while supervisor.states[0].pid in {pid, None} or not supervisor.all_ready:
+                supervisor.poll()
             _, said = left.communicate(timeout=30)
             assert (left.returncode, "is away" in said) == (69, True)
     with guarded(address, *sleeps) as never:
