@@ -30,6 +30,7 @@ ENGINES = {
     "focus": "workers.engines.focus",
     "fusion": "workers.engines.fusion",
     "vllm": "workers.engines.vllm",
+    "kvpress": "workers.engines.kvpress",
 }
 
 #: Those that see boxes: their ``Engine`` is a workers.detections.Detector, here or in an interpreter of its own.

@@ -24,7 +24,6 @@ from transformers.utils import logging as transformers_logging
 from configs.errors import ConfigError
 from configs.model import ModelSpec
 from configs.prompt import load_prompt
-from configs.serving import Serving
 from workers.engines import Runtime, Shot
 from workers.engines.kvpress_presses import Cutter
 from workers.engines.torch_device import dtype_of, inference, place, pretrained
@@ -79,7 +78,6 @@ class Engine:
 
     def __init__(self, spec: ModelSpec, runtime: Runtime) -> None:
         self._spec, self._runtime = spec, runtime
-        self._serving = spec.serving or Serving()
         options = spec.options
         ratio, image_only = options.get("compression_ratio", 0.5), options.get("image_only")
         if isinstance(ratio, bool) or not isinstance(ratio, int | float):
@@ -88,7 +86,7 @@ class Engine:
             raise ConfigError(f"model {spec.key!r}: image_only is true or false, not {image_only!r}")
         rest = {name: value for name, value in options.items() if name not in OPTIONS}
         self.cutter = Cutter(spec.key, str(options.get("press", "none")), ratio, image_only, rest)
-        asked = options.get("questions", [self._serving.prompt])
+        asked = options.get("questions", [])
         if not isinstance(asked, list) or not asked:
             raise ConfigError(f"model {spec.key!r}: questions is a list of prompts, not {asked!r}")
         self._questions = [text if " " in text else load_prompt(text) for text in asked]
@@ -121,15 +119,15 @@ class Engine:
             ConfigError: its tokenizer has no single token for yes or for no.
         """
         self._model, self._images, self._tokenizer = model, processor.image_processor, processor.tokenizer
-        self._words = Words(*(frozenset(self._single(words)) for words in (YES, NO)))
-        if not self._words.yes or not self._words.no:
+        self.words = Words(*(frozenset(self._single(words)) for words in (YES, NO)))
+        if not self.words.yes or not self.words.no:
             raise ConfigError(f"model {self._spec.key!r}: its tokenizer has no single token for yes or for no")
         self._image = model.config.image_token_id
         ids = [self._ids(self._conversation(processor, question)) for question in self._questions]
         place_of_image = ids[0].index(self._image)
         # To the mark behind the photo, which is its last before the question.
         self._head, self._tail = ids[0][:place_of_image], ids[0][place_of_image + 1 : place_of_image + 2]
-        self._suffixes = [one[place_of_image + 2 :] for one in ids]
+        self.suffixes = [one[place_of_image + 2 :] for one in ids]
 
     def warm_up(self) -> None:
         """Scores grey, as many as may come at once."""
@@ -142,8 +140,7 @@ class Engine:
         if side > self._spec.input_px:
             width, height = (max(1, round(length * self._spec.input_px / side)) for length in photo.size)
             photo = photo.resize((width, height), Image.Resampling.BICUBIC)
-        bounds = dict(zip(("shortest_edge", "longest_edge"), self._serving.pixels, strict=True))
-        made = self._images(images=[photo], return_tensors="pt", **({"size": bounds} if any(bounds.values()) else {}))
+        made = self._images(images=[photo], return_tensors="pt")
         return Picture(made["pixel_values"], made["image_grid_thw"])
 
     def score(self, inputs: Sequence[Picture]) -> list[float | None]:
@@ -157,7 +154,7 @@ class Engine:
     def _score(self, picture: Picture) -> float | None:
         with inference():
             prefix = self.look(picture)
-            answers = self.ask(prefix, self._suffixes)
+            answers = self.ask(prefix, self.suffixes)
         # Of the warm-up, and of the first photo after it: whoever starts a worker or checks a model sees it once.
         if self._told <= self._runtime.max_batch:
             if self._told in {0, self._runtime.max_batch}:
@@ -165,7 +162,7 @@ class Engine:
             self._told += 1
         scores = []
         for logprobs in answers.cpu():
-            reading = read({i: float(logprobs[i]) for i in self._words.all}, self._words, "chosen")
+            reading = read({i: float(logprobs[i]) for i in self.words.all}, self.words, "chosen")
             if reading is None or (reading.outside or 0) > self._runtime.server.max_outside:
                 return None
             scores.append(reading.score)

@@ -40,6 +40,7 @@ AROUND = {
     "chunk": "ChunkPress",
     "chunkkv": "ChunkKVPress",
     "critical-kv": "CriticalKVPress",
+    "entropy-gated-chunkkv": "EntropyGatedChunkKVPress",
     "merging": "MergingPress",
 }
 #: Each cuts in its own way by numbers of its own.
@@ -72,7 +73,6 @@ LEFT_OUT = {
     "prefill-decoding": _ANSWER,
     "composed": _PARTS,
     "per-layer-compression": _PARTS,
-    "entropy-gated-chunkkv": "wants attention weights and a press that gives none",
     "kvcompose": "reads the configuration of a text model, which this one is not",
     "simlayerkv": "leaves prompts of up to 1,029 tokens as they are",
     "think": "drops channels of the keys, not tokens, and leaves them in memory as zeros",
