@@ -50,7 +50,13 @@ def tiny_vlm(words: Sequence[str] = ()) -> tuple[Qwen3VLForConditionalGeneration
             "head_dim": 32,
             "max_position_embeddings": 4096,
             # A head's 32 numbers are turned in 16 pairs: so many by time, by height and by width.
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [6, 5, 5]},
+            # Interleaved, vLLM must be told; transformers always does it.
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "mrope_section": [6, 5, 5],
+                "mrope_interleaved": True,
+            },
             "bos_token_id": None,
             "eos_token_id": number(OVER),
         },
