@@ -52,10 +52,12 @@ class Effort:
     fold_student: float = 0.30
     #: Composites that a fold is scored on.
     scored: int = 1500
+    #: AUC that a teacher must have on pictures that were kept; one that learnt nothing teaches nothing.
+    least_auc: float = 0.8
 
 
 #: Shows that the script runs, on any processor.
-TRIAL = Effort(pictures=64, batch=4, teacher_batch=4, pool=10.0, scored=12)
+TRIAL = Effort(pictures=64, batch=4, teacher_batch=4, pool=10.0, scored=12, least_auc=0.0)
 
 
 def say(text: str) -> None:
@@ -72,6 +74,12 @@ def teacher_scores(teacher: Scout, desk: Desk, places: np.ndarray, shapes: np.nd
             pixels = desk.pixels(torch.as_tensor(places[part], device=desk.device), int(shape))
             found[part] = lesson(teacher, pixels).logits.cpu().numpy()
     return found
+
+
+def kept_of(pictures: Pictures) -> np.ndarray:
+    """Places of the pictures that are never fitted on."""
+    count = len(pictures.labels)
+    return np.arange(count - min(KEPT, count // 4), count)
 
 
 def rows_of(photos: list[Photo]) -> tuple[np.ndarray, np.ndarray]:
@@ -96,6 +104,7 @@ class Run:
         desk.choose(pictures, chosen)
         desk.batch = self.effort.teacher_batch
         teacher = fit_teacher(desk, self.args.trunk or pretrained(), shares[0] * self.args.seconds)
+        self._examine(teacher, desk, pictures)
         desk.batch = self.effort.batch
         student = fit_student(
             desk,
@@ -106,6 +115,14 @@ class Run:
         )
         self._save(student, name)
         return teacher, student
+
+    def _examine(self, teacher: Scout, desk: Desk, pictures: Pictures) -> None:
+        kept = kept_of(pictures)
+        found = auc(pictures.labels[kept], teacher_scores(teacher, desk, kept, pictures.shapes))
+        say(f"teacher: AUC {found:.3f} on {len(kept)} pictures that no fit saw")
+        # Of so few that both labels may not be there it is not a number.
+        if found < self.effort.least_auc:
+            raise SystemExit(f"the teacher's AUC is under {self.effort.least_auc}: give it more --seconds")
 
     def _save(self, net: Qwen3VLForConditionalGeneration, name: str) -> None:
         if name == "mini-vlm":
@@ -128,7 +145,8 @@ class Run:
     def fold(self, out: str, pictures: Pictures, desk: Desk, photos: list[Photo]) -> dict[str, np.ndarray]:
         """What a student that never saw the source ``out`` says of its photos and of composites on its backgrounds."""
         shares = self.effort.fold_teacher, self.effort.fold_student
-        _, student = self.fit(pictures, desk, np.flatnonzero(pictures.sources != out), shares, f"without {out}")
+        chosen = np.flatnonzero(pictures.sources[: kept_of(pictures)[0]] != out)
+        _, student = self.fit(pictures, desk, chosen, shares, f"without {out}")
         left = [photo for photo in photos if photo.source == out]
         pasted = np.flatnonzero((pictures.sources == out) & (pictures.kinds == "pair"))[: self.effort.scored]
         flat, shapes = rows_of(left)
@@ -164,7 +182,7 @@ def main() -> None:
     effort = TRIAL if args.trial else Effort()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(13)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     run = Run(args, effort)
     pictures = prepare(args.photos, effort.pictures, effort.pool * args.seconds, args.processes, FIRST_SEED)
     count = len(pictures.labels)
@@ -173,7 +191,7 @@ def main() -> None:
     )
     run.said["pictures"] = dict(zip(names.tolist(), counts.tolist(), strict=True))
     say(f"{count} pictures, {np.bincount(pictures.shapes)} of each shape, {run.said['pictures']}; {run.device}")
-    kept = np.arange(count - min(KEPT, count // 4), count)
+    kept = kept_of(pictures)
     desk = Desk(pictures, np.arange(kept[0]), run.device, effort.batch)
 
     if args.folds:
