@@ -24,7 +24,7 @@ class Release(Struct, frozen=True):
     fields: frozenset[str]
 
 
-#: Gone from every release here: they were there when much of what is written about vLLM was written.
+#: Gone from every release here; much of what is written about vLLM names them.
 GONE = frozenset(
     {
         "--swap-space",
@@ -32,25 +32,29 @@ GONE = frozenset(
         "--num-speculative-tokens",
         "--use-v2-block-manager",
         "--guided-decoding-backend",
+        "--num-scheduler-steps",
+        "--disable-log-requests",
     }
 )
+#: Names of methods, which vLLM never had as values.
+NEVER = frozenset({"fp4", "int4"})
 
 RELEASES = {
     release.name: release
     for release in (
-        #: For torch 2.13.
+        # For torch 2.13.
         Release(
             "0.32.0",
             flags=GONE | {"--calculate-kv-scales", "--max-num-partial-prefills", "--override-attention-dtype"},
-            values={"--kv-cache-dtype": frozenset({"fp4", "int4"}), "--quantization": frozenset()},
+            values={"--kv-cache-dtype": NEVER},
             fields=frozenset({"guided_choice"}),
         ),
-        #: For torch 2.11.
+        # For torch 2.11.
         Release(
             "0.22.1",
             flags=GONE
             | {"--mm-processor-device", "--max-num-queued-reqs", "--sleep-mode-offload-cudagraph", "--watermark"},
-            values={"--kv-cache-dtype": frozenset({"fp4", "int4", "int4_per_token_head"})},
+            values={"--kv-cache-dtype": NEVER | {"int4_per_token_head"}},
             fields=frozenset({"guided_choice", "logprob_token_ids"}),
         ),
     )
@@ -59,13 +63,13 @@ NEWEST = "0.32.0"
 
 
 class GpuOnly(Struct, frozen=True):
-    """What a server is refused on a processor, and in which words; tests/vllm holds each to them."""
+    """A flag that a server is refused on a processor, and in which words; tests/vllm holds each to them."""
 
-    name: str
+    flag: str
     words: str
 
 
-GPU_ONLY = (GpuOnly("sleep", "Sleep mode is not supported on current platform"),)
+GPU_ONLY = (GpuOnly("--enable-sleep-mode", "Sleep mode is not supported on current platform"),)
 
 
 def installed_release(python: str) -> str:
