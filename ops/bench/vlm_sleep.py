@@ -43,7 +43,7 @@ def measure(server: Served, device: str, ask: Ask, level: int) -> Slept:
     sleep_s = _post(f"{server.url}/sleep?level={level}")
     asleep, host_asleep = gpu_memory_bytes(device), server.resident_bytes()
     wake_s = _post(f"{server.url}/wake_up")
-    heard = listen(replace(ask, warm_up_s=0.0, window_s=0.01, windows=1, most_per_s=1.0))
+    heard = listen(replace(ask, warm_up_s=0.0, window_s=0.001, windows=1, most_per_s=1.0))
     if heard.failed:
         raise ServerError(f"after level {level} the server does not answer: {heard.failure}")
     return Slept(level, sleep_s, wake_s, heard.p50_ms / 1000, awake, asleep, host_awake, host_asleep)

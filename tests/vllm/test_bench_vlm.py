@@ -69,9 +69,9 @@ def test_photos_that_repeat_are_seen(python: str, tmp_path: Path) -> None:
             in_flight=2,
             processes=1,
             warm_up_s=0,
-            window_s=2,
+            window_s=0.3,
             windows=1,
-            most_per_s=20,
+            most_per_s=300,
         )
         before = server.counters()
         vlm_load.listen(ask, first=5)
