@@ -127,7 +127,7 @@ def cascade(server: EmbeddedServer, redis_client: redis.Redis, tmp_path: Path) -
 
 def asked(row: dict[str, Any]) -> bool:
     """Whether the vision-language model voted."""
-    return any(vote["model"].startswith(f"{NAME}@") for vote in row["votes"])
+    return any(vote.model.startswith(f"{NAME}@") for vote in row["votes"])
 
 
 def test_a_server_is_killed_in_mid_run_and_comes_back(cascade: Cascade, python: str, tiny: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_server_is_killed_in_mid_run_and_comes_back(cascade: Cascade, python: 
         climbed = [row for row in cascade.rows(1) if row["tier"] == VLM]
         assert len(climbed) > 20
         assert all(asked(row) for row in climbed)
-        assert len({round(vote["p"], 6) for row in climbed for vote in row["votes"] if vote["tier"] == VLM}) > 1
+        assert len({round(vote.p, 6) for row in climbed for vote in row["votes"] if vote.tier == VLM}) > 1
 
         second = cascade.feed(150, rate=30)
         scored = cascade.tally()["scored"]
@@ -158,7 +158,7 @@ def test_a_server_is_killed_in_mid_run_and_comes_back(cascade: Cascade, python: 
         voted = sum(map(asked, climbed))
         assert 10 < voted < len(climbed) - 10
         # Those ended with what the scout had said of them.
-        assert all([vote["tier"] for vote in row["votes"]] == [SCOUT] for row in climbed if not asked(row))
+        assert all([vote.tier for vote in row["votes"]] == [SCOUT] for row in climbed if not asked(row))
         assert cascade.tally()["no_vote_away"] == len(climbed) - voted
 
         stack.enter_context(real_server(python, tiny, NAME, cascade.folder / "vllm-2.log", port=port))
