@@ -93,7 +93,7 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     block_size: Annotated[int, Meta(ge=0)] = 0
     #: Without CUDA graphs and torch.compile: it starts sooner and runs slower.
     eager: bool = False
-    #: KV blocks outlive the server in LMCache, and beyond its memory in the fleet's own Redis.
+    #: KV blocks outlive the server in LMCache, and beyond its memory in a Valkey of their own (ops.lmcache).
     lmcache: bool = False
     #: Not healthy by then: its start has failed.
     start_within_s: Seconds = 900.0
