@@ -142,7 +142,7 @@ class Engine:
         except EngineAwayError as away:
             if self._runtime.waits or isinstance(away, AsleepError):
                 raise
-            log.debug("no vote: the server is away", model=self._spec.key, reason=str(away))
+            # That the server is away was logged once; each photo is counted.
             return self._no_vote("away")
         if reading is None:
             return self._no_vote("unreadable")
