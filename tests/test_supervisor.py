@@ -270,7 +270,7 @@ def test_a_ready_file_is_its_own_process_s(tmp_path: Path) -> None:
 def test_not_ready_in_time() -> None:
     """A child that is not ready within its time is killed, which counts as a failed start."""
     child = Child(name="slow", argv=python(FOREVER), ready=lambda: False, ready_within_s=0.2)
-    with pytest.raises(FleetError, match="slow was not ready within 0.2 s, 3 times: killed by signal 9"):
+    with pytest.raises(FleetError, match=r"slow was not ready within 0\.2 s, 3 times: killed by signal 9"):
         Supervisor([child], QUICK, io.StringIO()).run()
 
 
