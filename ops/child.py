@@ -74,3 +74,5 @@ class ChildState:
     restarts: int
     #: Its last exit status, or the negative number of the signal that ended it; None before the first exit.
     last_exit: int | None
+    #: It was ready once: who comes after an endless one does not wait for it any more.
+    proven: bool = False

@@ -256,7 +256,7 @@ def _sleepers(profile: Profile, servers: Servers, client: httpx2.Client, *, work
                     "up or run that has its workers, not by natix-fleet vllm start"
                 )
             if workers:
-                found.append(SleepingTier(tier, devices))
+                found.append(SleepingTier(tier, devices, after=servers.before(tier, profile)))
         elif tier.name not in servers.kept:
             if not is_loopback(url) or sleeping(client, url) is None:
                 raise ConfigError(

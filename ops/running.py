@@ -61,7 +61,7 @@ class Running:
     @property
     def state(self) -> ChildState:
         """What others may know of it."""
-        return ChildState(self.child.name, self.pid, self.phase, self.restarts, self.last_exit)
+        return ChildState(self.child.name, self.pid, self.phase, self.restarts, self.last_exit, self.proven)
 
     @property
     def lets_others_start(self) -> bool:

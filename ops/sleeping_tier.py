@@ -23,13 +23,17 @@ class SleepingTier:
         devices: that it is on.
         url: of its server; empty: the fleet's own engines, which sleep by not running.
         child: its server's name under the supervisor; empty: somebody else's server, or none.
+        after: children that its own workers come after: they could not use its devices before.
     """
 
-    def __init__(self, tier: Tier, devices: frozenset[str], url: str = "", child: str = "") -> None:
+    def __init__(
+        self, tier: Tier, devices: frozenset[str], url: str = "", child: str = "", after: tuple[str, ...] = ()
+    ) -> None:
         self.tier = tier
         self.devices = devices
         self.url = url
         self.child = child
+        self.after = after
         self.place: Place = "away"
         self.since_s = -math.inf
         self.waiting = 0
@@ -44,6 +48,8 @@ class SleepingTier:
         self.wanted = False
         #: When its last move began, of its own processes.
         self.began_s = -math.inf
+        #: One of those that it comes after was never ready.
+        self.held_up = bool(after)
         #: It does not ask before.
         self.not_before_s = -math.inf
         #: When the supervisor last asked for leave to start its server; how often that had started when it got it.
@@ -54,13 +60,13 @@ class SleepingTier:
 
     def seen(self, now_s: float) -> Sleeper:
         """As ops.residency wants it."""
-        tired = now_s < self.not_before_s
+        silent = self.held_up or now_s < self.not_before_s
         return Sleeper(
             tier=self.tier.name,
             devices=self.devices,
             place=self.place,
             since_s=self.since_s,
-            waiting=0 if tired else self.waiting,
+            waiting=0 if silent else self.waiting,
             waiting_since_s=self.waiting_since_s,
             wake_items=self.tier.server.wake_items,
             wake_after_s=self.tier.server.wake_after_s,
@@ -77,6 +83,7 @@ class SleepingTier:
 
     def settle(self, states: dict[str, ChildState], now_s: float) -> None:
         """Where it is, by what its server says and the supervisor knows."""
+        self.held_up = not all(name in states and states[name].proven for name in self.after)
         if self.calling:
             place: Place = "moving"
         elif not self.url:

@@ -194,8 +194,8 @@ def one_served() -> SleepingTier:
     return SleepingTier(tier, ONE, "http://127.0.0.1:1", "vlm-server")
 
 
-def state(phase: str, restarts: int = 0, name: str = "vlm-server") -> dict[str, ChildState]:
-    return {name: ChildState(name, None, phase, restarts, None)}
+def state(phase: str, restarts: int = 0, name: str = "vlm-server", *, proven: bool = False) -> dict[str, ChildState]:
+    return {name: ChildState(name, None, phase, restarts, None, proven)}
 
 
 def where(one: SleepingTier) -> Place:
@@ -279,6 +279,19 @@ def test_the_fleets_own_engines_sleep_by_not_running() -> None:
     assert where(one) == "moving"
     one.settle(state("ready", name="panel-0") | state("ready", name="panel-1"), NOW)
     assert where(one) == "awake"
+
+
+def test_own_engines_do_not_take_a_device_that_they_cannot_use_yet() -> None:
+    """Their workers come after the servers there: one of those that never was ready needs the device first."""
+    one = SleepingTier(Tier(name="panel", model="m", residency="sleep"), ONE, after=("a-server", "b-server"))
+    panel = state("paused", name="panel") | state("ready", name="a-server", proven=True)
+    one.waits(50, NOW)
+    for other in ({}, state("waiting", name="b-server"), state("starting", name="b-server")):
+        one.settle(panel | other, NOW)
+        assert where(one) == "asleep"
+        assert not one.seen(NOW + 99).asks(NOW + 99), other
+    one.settle(panel | state("backing off", name="b-server", proven=True), NOW)
+    assert one.seen(NOW + 99).asks(NOW + 99), "one that was ready once holds nobody up"
 
 
 def test_wakes_are_kept(tmp_path: Path) -> None:
