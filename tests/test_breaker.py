@@ -57,7 +57,9 @@ def test_a_probe_that_is_given_up_is_put_again() -> None:
     """Its question was cancelled: the next one is the probe, without another pause."""
     breaker = opened(Breaker(failures=3, open_s=2))
     assert breaker.admits(2)
-    breaker.dropped()
+    breaker.dropped(probe=False)
+    assert not breaker.admits(2)
+    breaker.dropped(probe=True)
     assert breaker.admits(2)
     assert not breaker.admits(2)
 
@@ -78,6 +80,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.breaker = Breaker(failures=3, open_s=1, open_max_s=8)
         self.now_s = 0.0
         self.asked = 0
+        self.probing = False
         self.last_failed_s = self.now_s
 
     @rule(passed_s=st.floats(0, 10))
@@ -86,17 +89,23 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def ask(self) -> None:
-        self.asked += self.breaker.admits(self.now_s)
+        admitted = self.breaker.admits(self.now_s)
+        self.asked += admitted
+        self.probing |= admitted and self.breaker.state == "half-open"
 
     @precondition(lambda self: self.asked)
-    @rule(end=st.sampled_from(["answered", "failed", "dropped"]))
-    def end(self, end: str) -> None:
+    @rule(end=st.sampled_from(["answered", "failed", "dropped"]), probe=st.booleans())
+    def end(self, end: str, probe: bool) -> None:
+        probe = self.probing and (probe or self.asked == 1)
         self.asked -= 1
+        self.probing &= not probe
         if end == "failed":
             self.breaker.failed(self.now_s)
             self.last_failed_s = self.now_s
+        elif end == "answered":
+            self.breaker.answered()
         else:
-            getattr(self.breaker, end)()
+            self.breaker.dropped(probe=probe)
 
     @invariant()
     def never_shut_for_ever(self) -> None:
@@ -105,7 +114,7 @@ class AnyOrder(RuleBasedStateMachine):
             was = self.breaker.state
             assert self.breaker.admits(self.now_s)
             if was != "closed":
-                self.breaker.dropped()
+                self.breaker.dropped(probe=True)
 
 
 TestAnyOrder = AnyOrder.TestCase

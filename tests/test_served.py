@@ -234,3 +234,26 @@ def test_a_connection_is_kept() -> None:
         for _ in range(5):
             served.ask(QUESTION, 1)
         assert len({headers["peer"] for headers in server.headers}) == 1
+
+
+def test_a_question_from_before_an_outage_is_not_its_probe() -> None:
+    """Given up while another one is the probe, it says nothing of that one: nobody else is let through."""
+    with rude(Reply(after_s=0.6)) as server:
+        served = Served(server.url, "vlm", 5)
+        served.breaker = Breaker(failures=1, open_s=0.01)
+
+        async def cross() -> str:
+            old = asyncio.create_task(served.request("POST", "/", dict, b"{}"))
+            await asyncio.sleep(0.05)
+            served.breaker.failed(time.monotonic())
+            await asyncio.sleep(0.05)
+            probe = asyncio.create_task(served.request("POST", "/", dict, b"{}"))
+            await asyncio.sleep(0.05)
+            states = [served.breaker.state]
+            for task in (old, probe):
+                task.cancel()
+                await asyncio.wait([task])
+                states.append(served.breaker.state)
+            return " ".join(states)
+
+        assert wait_for(cross()) == "half-open half-open open"

@@ -52,7 +52,11 @@ class Breaker:
         self.state = "open"
         self._until_s = now_s + self._open_s
 
-    def dropped(self) -> None:
-        """The question was given up before its answer: a probe of which nothing is known is put again by the next."""
-        if self.state == "half-open":
+    def dropped(self, *, probe: bool) -> None:
+        """The question was given up before its answer: a probe of which nothing is known is put again by the next.
+
+        Args:
+            probe: it was admitted half-open. One from before the opening says nothing of somebody else's probe.
+        """
+        if probe and self.state == "half-open":
             self.state = "open"

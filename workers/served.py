@@ -152,6 +152,7 @@ class Served:
         for tried in range(RETRIES + 1):
             if not self.breaker.admits(time.monotonic()):
                 raise EngineAwayError(f"{self.url} is away: {cause or self._cause}")
+            probe = self.breaker.state == "half-open"
             wanted_s = 0.0
             try:
                 reply = await self._once(method, path, body, max(until_s - time.monotonic(), 0.001))
@@ -162,7 +163,7 @@ class Served:
                 cause = f"{self.url}: {_why(error)}"
                 self._failed(cause)
             except BaseException:
-                self.breaker.dropped()
+                self.breaker.dropped(probe=probe)
                 raise
             else:
                 if reply.status == 200:
