@@ -100,7 +100,7 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
 
     #: Questions of one worker process that its server has at once, at most.
     in_flight: Positive = 64
-    #: For one question, its retries and the pauses between them.
+    #: For one photo: its questions, their retries and the pauses between them.
     timeout_s: Seconds = 60.0
     #: Longest side of the photo that is sent, shrunk by the worker; 0: as stored.
     sent_px: Annotated[int, Meta(ge=0)] = 0

@@ -1,18 +1,25 @@
 """The vLLM engine without its server: asleep, away, not there at all. What it asks a real one is in tests/vllm."""
 
+import asyncio
 import io
+import json
 import socket
 import time
+from collections.abc import Iterator
 
 import pytest
+from aiohttp import web
 from PIL import Image
 
-from configs.errors import PhotoError, ServerError
+import workers.served
+from configs.errors import ConfigError, PhotoError, ServerError
 from configs.model import load_model
 from configs.serving import Server
 from tests.rude_server import Reply, rude
+from workers.asleep import LOOK_S, AsleepError, Sleep
+from workers.background import wait_for
 from workers.engines import AskedEngine, EngineAwayError, Runtime, Shot, build
-from workers.engines.vllm import Asking, AsleepError, Engine
+from workers.engines.vllm import Asking, Engine
 from workers.question import Wording
 from workers.served import Served
 from workers.yes_no import Words
@@ -23,8 +30,10 @@ ASKING = Asking(Wording(NAME, "Roadwork?", Words(frozenset({1}), frozenset({2}))
 
 def asking(url: str, *, waits: bool = False, sleeps: bool = False, timeout_s: float = 5.0) -> Engine:
     """An engine as if it had been loaded."""
-    engine = Engine(load_model(NAME), Runtime(url=url, waits=waits, sleeps=sleeps))
+    runtime = Runtime(url=url, waits=waits, sleeps=sleeps, server=Server(timeout_s=timeout_s))
+    engine = Engine(load_model(NAME), runtime)
     engine._served = Served(url, NAME, timeout_s)
+    engine._sleep = Sleep(engine._served)
     engine._asking = ASKING
     return engine
 
@@ -78,3 +87,118 @@ def test_stored_bytes_are_sent_as_they_are() -> None:
         engine.prepare_stored(b"GIF89a", Shot())
     with pytest.raises(PhotoError, match="bytes-missing"):
         engine.prepare_stored(None, Shot())
+
+
+class Sleeper:
+    """A server that says whether it sleeps, and answers questions only while it is awake: vLLM leaves them waiting."""
+
+    def __init__(self) -> None:
+        self.asleep = True
+        self.silent = False
+        self.questions = 0
+
+    async def start(self) -> str:
+        app = web.Application(client_max_size=10**7)
+        app.add_routes([web.get("/{path:.*}", self.said), web.post("/{path:.*}", self.said)])
+        self.runner = web.AppRunner(app)
+        await self.runner.setup()
+        await web.TCPSite(self.runner, "127.0.0.1", 0).start()
+        return f"http://127.0.0.1:{self.runner.addresses[0][1]}"
+
+    async def said(self, request: web.Request) -> web.Response:
+        while self.silent:  # noqa: ASYNC110 - another thread says it
+            await asyncio.sleep(0.02)
+        if request.path == "/is_sleeping":
+            return web.json_response({"is_sleeping": self.asleep})
+        if request.path == "/tokenize":
+            token = {"Yes": 1, "No": 2}.get((await request.json())["prompt"])
+            return web.json_response({"tokens": [token] if token else [3, 4]})
+        if request.path != "/v1/chat/completions":
+            return web.json_response({"data": [{"id": NAME}], "version": "0"})
+        self.questions += 1
+        while self.asleep:  # noqa: ASYNC110 - another thread says it
+            await asyncio.sleep(0.02)
+        content = [{"token": f"token_id:{i}", "logprob": p} for i, p in ((1, -0.1), (2, -3.0))]
+        logprobs = {"content": [content[0] | {"top_logprobs": content}]}
+        return web.json_response({"choices": [{"message": {"content": "Yes"}, "logprobs": logprobs}]})
+
+
+@pytest.fixture
+def sleeper() -> Iterator[tuple[Sleeper, str]]:
+    server = Sleeper()
+    yield server, wait_for(server.start())
+    server.asleep = server.silent = False
+    wait_for(server.runner.cleanup())
+
+
+def test_a_worker_comes_up_while_its_server_sleeps(sleeper: tuple[Sleeper, str]) -> None:
+    """It is ready without a question, which would wait for a waker who waits for it; awake, it is asked."""
+    server, url = sleeper
+    engine = Engine(load_model(NAME), Runtime(url=url, sleeps=True, server=Server(start_within_s=3.0, timeout_s=3.0)))
+    engine.load()
+    assert server.questions == 0
+    with pytest.raises(AsleepError):
+        engine.score([b"photo"])
+    server.asleep = False
+    time.sleep(LOOK_S)
+    assert engine.score([b"photo"]) == [pytest.approx(2.9)]
+    assert engine.asking.wording.way == "chosen"
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_server_that_falls_asleep_over_its_questions(
+    sleeper: tuple[Sleeper, str], silent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come again, also those that the breaker stopped; awake again, it is asked at once. So if it does not say."""
+    monkeypatch.setattr(workers.served, "LOOK_WITHIN_S", 0.3)
+    server, url = sleeper
+    engine = asking(url, sleeps=True, timeout_s=0.3)
+    server.asleep = False
+    assert engine.score([b"photo"]) == [pytest.approx(2.9)]
+    server.asleep, server.silent = True, silent
+    for _ in range(2):
+        for outcome in wait_for(_outcomes(engine, 10)):
+            assert isinstance(outcome, AsleepError)
+    server.asleep = server.silent = False
+    time.sleep(LOOK_S)
+    assert [engine.score([b"photo"]) for _ in range(4)] == [[pytest.approx(2.9)]] * 4
+    assert not {name for name in engine.take_counts() if "no_vote" in name}
+
+
+async def _outcomes(engine: Engine, count: int) -> list[float | BaseException | None]:
+    return await asyncio.gather(*(engine.ask(b"photo") for _ in range(count)), return_exceptions=True)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_mistake_in_the_profile_ends_the_worker_at_once(status: int) -> None:
+    """A wrong key or name: said in one line, and not looked for until the start has failed."""
+    with rude(Reply(status, b"who are you")) as server:
+        engine = Engine(load_model(NAME), Runtime(url=server.url, server=Server(start_within_s=30.0)))
+        with pytest.raises(ConfigError, match=rf"'{NAME}': .* says {status}: who are you .*NATIX_FLEET_VLM_KEY"):
+            engine.load()
+    assert len(server.asked) == 1
+
+
+def test_a_server_that_listens_and_is_silent() -> None:
+    """The start's bound holds for a single request too."""
+    with rude(Reply(after_s=2.0)) as server:
+        engine = Engine(load_model(NAME), Runtime(url=server.url, server=Server(start_within_s=0.5)))
+        start_s = time.monotonic()
+        with pytest.raises(ServerError, match=r"did not come up: .* has not answered in"):
+            engine.load()
+        assert time.monotonic() - start_s < 1.9
+
+
+def test_thoughts_and_answer_have_one_deadline() -> None:
+    """A model that thinks is asked twice; both together end in the time for one photo."""
+    thought = {"message": {"content": "Hm."}, "finish_reason": "stop"}
+    with rude(Reply(body=json.dumps({"choices": [thought]}).encode(), after_s=0.4)) as server:
+        spec = load_model("qwen3-vl-8b-thinking")
+        engine = Engine(spec, Runtime(url=server.url, server=Server(timeout_s=0.6), waits=True))
+        engine._served = Served(server.url, spec.key, 0.6)
+        engine._asking = ASKING
+        start_s = time.monotonic()
+        with pytest.raises(EngineAwayError, match="has not answered in"):
+            engine.score([b"photo"])
+        assert time.monotonic() - start_s < 0.75
+    assert len(server.asked) == 2

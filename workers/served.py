@@ -9,7 +9,7 @@ import os
 import random
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -22,7 +22,9 @@ from configs.errors import ConfigError
 from workers.answer import Completion
 from workers.background import background, wait_for
 from workers.breaker import Breaker
+from workers.deadline import deadline_s
 from workers.engines import EngineAwayError
+from workers.reply import Reply, why
 
 T = TypeVar("T")
 
@@ -34,6 +36,8 @@ URL_VARIABLE = "NATIX_FLEET_VLM_URL"
 KEY_VARIABLE = "NATIX_FLEET_VLM_KEY"
 
 CONNECT_S = 5.0
+#: For a word of the server about itself.
+LOOK_WITHIN_S = 5.0
 #: A connection that nobody used for this long is not used again: vLLM closes one after 5 s.
 KEEP_ALIVE_S = 4.0
 #: Retries of one question, up to 0.5, 1, 2 and 4 s apart.
@@ -49,6 +53,10 @@ _MISTAKEN = frozenset({401, 403, 404, 405})
 
 class RefusedError(Exception):
     """The server will not answer this question, now or later: it is too long, or its photo cannot be read there."""
+
+
+class MistakenError(EngineAwayError):
+    """The key, the path or the model's name is wrong: no retry heals that."""
 
 
 class Turn(Struct, frozen=True):
@@ -74,7 +82,7 @@ class Served:
     Args:
         url: http://HOST:PORT or https, with or without /v1.
         model: its name there.
-        timeout_s: for one question, its retries and the pauses between them.
+        timeout_s: for one request, its retries and the pauses between them; less where within() says so.
         in_flight: questions that the server has at once, at most; others wait here.
 
     Raises:
@@ -145,9 +153,10 @@ class Served:
 
         Raises:
             EngineAwayError, RefusedError: as ask().
+            MistakenError: no retry would heal it.
         """
         begun_s = time.monotonic()
-        until_s = begun_s + self._timeout_s
+        until_s = min(begun_s + self._timeout_s, deadline_s())
         cause = ""
         for tried in range(RETRIES + 1):
             if not self.breaker.admits(time.monotonic()):
@@ -160,7 +169,7 @@ class Served:
                 self._failed(str(away))
                 raise
             except aiohttp.ClientError as error:
-                cause = f"{self.url}: {_why(error)}"
+                cause = f"{self.url}: {why(error)}"
                 self._failed(cause)
             except BaseException:
                 self.breaker.dropped(probe=probe)
@@ -168,7 +177,7 @@ class Served:
             else:
                 if reply.status == 200:
                     self._answered()
-                    return _decoded(reply.body, kind, self.url)
+                    return reply.decoded(kind, self.url)
                 cause = f"{self.url} says {reply.status}: {reply.reason()}"
                 self._judge(reply.status, cause)
                 wanted_s = reply.retry_after_s()
@@ -183,32 +192,49 @@ class Served:
             await asyncio.sleep(pause_s)
         raise EngineAwayError(cause)
 
-    async def _once(self, method: str, path: str, body: bytes | None, left_s: float) -> "_Reply":
+    async def look(self, path: str, kind: type[T]) -> T:
+        """The reply to one GET, whether the server is thought to be away or not. In the background loop.
+
+        Raises:
+            EngineAwayError: there is none within LOOK_WITHIN_S, or it is not what was asked for.
+            MistakenError: no retry would heal it.
+        """
+        left_s = min(LOOK_WITHIN_S, max(deadline_s() - time.monotonic(), 0.001))
+        try:
+            reply = await self._once("GET", path, None, left_s)
+        except aiohttp.ClientError as error:
+            raise EngineAwayError(f"{self.url}: {why(error)}") from None
+        if reply.status == 200:
+            return reply.decoded(kind, self.url)
+        kind_of_error = MistakenError if reply.status in _MISTAKEN else EngineAwayError
+        raise kind_of_error(f"{self.url} says {reply.status} to {path}: {reply.reason()}")
+
+    async def _once(self, method: str, path: str, body: bytes | None, left_s: float) -> "Reply":
         timeout = aiohttp.ClientTimeout(total=left_s, sock_connect=min(left_s, CONNECT_S))
         headers = {"content-type": "application/json"} if body else {}
         try:
             async with self._session.request(
                 method, self.url + path, data=body, headers=headers, timeout=timeout, allow_redirects=False
             ) as reply:
-                return _Reply(reply.status, await reply.read(), reply.headers)
+                return Reply(reply.status, await reply.read(), reply.headers)
         except aiohttp.ConnectionTimeoutError:
             raise
         except TimeoutError:
             # Not asked again: the server is still at work on it, and would have it twice.
-            raise EngineAwayError(f"{self.url} has not answered in {self._timeout_s:g} s") from None
+            raise EngineAwayError(f"{self.url} has not answered in {left_s:.2g} s") from None
 
     def _judge(self, status: int, cause: str) -> None:
         """What a status other than 200 says of the server, and whether it may pass.
 
         Raises:
-            EngineAwayError, RefusedError: it may not.
+            EngineAwayError, MistakenError, RefusedError: it may not.
         """
         if status in _BUSY or (400 <= status < 500 and status not in _MISTAKEN):
             self._answered(busy=True)
         else:
             self._failed(cause)
         if status in _MISTAKEN:
-            raise EngineAwayError(f"{cause} (is {self.model!r} served there, and is ${KEY_VARIABLE} right?)")
+            raise MistakenError(f"{cause} (is {self.model!r} served there, and is ${KEY_VARIABLE} right?)")
         if status < 400:
             raise EngineAwayError(f"{cause} (is the URL right? redirects are not followed)")
         if status < 500 and status not in _PASSING:
@@ -241,22 +267,6 @@ def url_of(option: str) -> str:
     return url
 
 
-class _Reply(Struct, frozen=True):
-    status: int
-    body: bytes
-    headers: Mapping[str, str]
-
-    def reason(self) -> str:
-        """The first line of what the server says is wrong, at most 200 characters."""
-        lines = self.body.decode("utf-8", "replace").strip().splitlines()
-        return lines[0][:200] if lines else "no reason"
-
-    def retry_after_s(self) -> float:
-        """What the server asks us to wait; 0.0 when it does not say, or says a date."""
-        text = self.headers.get("retry-after", "")
-        return float(text) if text.isdecimal() else 0.0
-
-
 class _Model(Struct, frozen=True):
     id: str
 
@@ -274,22 +284,9 @@ def _close(session: aiohttp.ClientSession) -> None:
     asyncio.run_coroutine_threadsafe(session.close(), background())
 
 
-def _why(error: aiohttp.ClientError) -> str:
-    """In the system's words where it has some."""
-    number = error.errno if isinstance(error, aiohttp.ClientOSError) else None
-    return os.strerror(number) if number else str(error) or type(error).__name__
-
-
 def _message(turn: Turn) -> dict[str, Any]:
     if not turn.photo:
         return {"role": turn.role, "content": turn.text}
     url = "data:image/jpeg;base64," + base64.b64encode(turn.photo).decode("ascii")
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": turn.text}]
     return {"role": turn.role, "content": parts}
-
-
-def _decoded(body: bytes, kind: type[T], url: str) -> T:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise EngineAwayError(f"{url} answered with what this API has not: {error}") from None

@@ -5,8 +5,6 @@ server can be asked is found out by asking it, not by its release.
 """
 
 import asyncio
-import base64
-import io
 import threading
 import time
 from collections.abc import Sequence
@@ -16,34 +14,29 @@ import structlog
 from msgspec import Struct
 from PIL import Image
 
-from configs.errors import ConfigError, PhotoError, ServerError
+from configs.errors import ConfigError, ServerError
 from configs.model import ModelSpec
 from configs.prompt import load_prompt
 from configs.serving import Serving
 from workers.answer import Choice, Completion, Place, answer_place
+from workers.asleep import AsleepError, Sleep
 from workers.background import wait_for
+from workers.deadline import within
 from workers.engines import EngineAwayError, Runtime, Shot
-from workers.photos import open_photo
 from workers.question import ANSWER_TOKENS, Question, Wording
-from workers.served import RefusedError, Served, url_of
+from workers.sent import sent, sent_stored
+from workers.served import MistakenError, RefusedError, Served, url_of
 from workers.yes_no import NO, YES, Reading, Words, read, works
 
 log = structlog.get_logger(__name__)
 
-JPEG_QUALITY = 90
 #: While a server is not there yet, it is looked for this often, and that is said this often.
 LOOK_S, SAY_S = 0.5, 30.0
-#: Whether a server sleeps is asked this often, of a tier that may sleep.
-ASLEEP_LOOK_S = 1.0
 #: Tokens after the thoughts, within which the answer must come.
 SLACK_TOKENS = 16
 THINK, END = "<think>", "</think>"
 #: A first question that shows whether the server keeps a budget of thoughts.
 PROBE_BUDGET = 4
-
-
-class AsleepError(EngineAwayError):
-    """The server sleeps: its items come again, whatever the tier does without a server."""
 
 
 class Asking(Struct, frozen=True):
@@ -63,26 +56,30 @@ class Engine:
         self._server = runtime.server
         self._serving = spec.serving or Serving()
         self._prompt = load_prompt(self._serving.prompt)
-        self._asleep, self._looked_s = False, -ASLEEP_LOOK_S
+        self._asking: Asking | None = None
+        self._finding = asyncio.Lock()
         #: What became of the questions since the last take_counts().
         self._counts: dict[str, int] = {}
         self._counting = threading.Lock()
 
     def load(self) -> None:
-        """Waits for the server, and finds out how it can be asked.
+        """Waits for the server, and finds out how it can be asked; of one that sleeps, when the first photo comes.
 
         Raises:
-            ConfigError: no server is named, it does not serve this model, or it gives no log-probabilities.
+            ConfigError: no server is named, it does not serve this model, or not to us, or gives no log-probabilities.
             ServerError: it did not come up within ``start_within_s``.
         """
         url = self._runtime.url or url_of("")
         self._served = Served(url, self._spec.key, self._server.timeout_s, self._server.in_flight)
+        self._sleep = Sleep(self._served)
         until_s = said_s = time.monotonic()
         until_s += self._server.start_within_s
         while True:
             try:
-                self._asking = wait_for(self._find())
+                wait_for(self._come_up(until_s - time.monotonic()))
                 break
+            except MistakenError as mistaken:
+                raise ConfigError(f"model {self._spec.key!r}: {mistaken}") from None
             except (EngineAwayError, RefusedError) as away:
                 now_s = time.monotonic()
                 if now_s > until_s:
@@ -97,31 +94,15 @@ class Engine:
 
     def prepare(self, photo: Image.Image, shot: Shot) -> bytes:  # noqa: ARG002 - the contract's
         """The photo as it travels: JPEG, at most ``sent_px`` on its longest side, in base64."""
-        most = self._server.sent_px
-        if most and max(photo.size) > most:
-            photo = photo.copy()
-            photo.thumbnail((most, most), Image.Resampling.BICUBIC)
-        buffer = io.BytesIO()
-        photo.convert("RGB").save(buffer, "JPEG", quality=JPEG_QUALITY)
-        return base64.b64encode(buffer.getvalue())
+        return sent(photo, self._server.sent_px)
 
-    def prepare_stored(self, data: bytes | None, shot: Shot) -> bytes:
+    def prepare_stored(self, data: bytes | None, shot: Shot) -> bytes:  # noqa: ARG002 - the contract's
         """As prepare(), from the stored bytes: they are decoded only if they must be shrunk.
 
         Raises:
             PhotoError: there are none, or they are no JPEG.
         """
-        most = self._server.sent_px
-        if data is None:
-            raise PhotoError("bytes-missing", "the photo store has no bytes for it (any more)")
-        try:
-            with Image.open(io.BytesIO(data), formats=["JPEG"]) as photo:
-                size = photo.size
-        except Exception as error:  # noqa: BLE001 - as workers.photos: whatever it is, this photo cannot be judged
-            raise PhotoError("undecodable", f"{type(error).__name__}: {error}") from None
-        if most and max(size) > most:
-            return self.prepare(open_photo(data, most), shot)
-        return base64.b64encode(data)
+        return sent_stored(data, self._server.sent_px)
 
     def score(self, inputs: Sequence[bytes]) -> list[float | None]:
         """One score a photo; None: it abstains. Raises as ask()."""
@@ -134,33 +115,40 @@ class Engine:
             EngineAwayError: the server sleeps; or it is away, and the tier's items wait for it.
         """
         try:
-            await self._see_awake()
-            reading = await self.reading(photo)
+            if self._runtime.sleeps:
+                await self._sleep.see_awake()
+            with within(self._server.timeout_s):
+                reading = await self.reading(photo)
         except RefusedError as error:
             log.warning("a photo was refused", model=self._spec.key, reason=str(error))
             return self._no_vote("refused")
-        except EngineAwayError as away:
-            if self._runtime.waits or isinstance(away, AsleepError):
+        except AsleepError:
+            raise
+        except EngineAwayError:
+            if self._runtime.sleeps:
+                # It may have fallen asleep with this question in hand.
+                await self._sleep.look()
+            if self._runtime.waits:
                 raise
             # That the server is away was logged once; each photo is counted.
             return self._no_vote("away")
         if reading is None:
             return self._no_vote("unreadable")
-        if reading.outside is not None:
-            self._count("outside_ppm", round(1e6 * reading.outside))
-            if reading.outside > self._server.max_outside:
-                return self._no_vote("outside")
+        self._count("outside_ppm", round(1e6 * (reading.outside or 0)))
+        if (reading.outside or 0) > self._server.max_outside:
+            return self._no_vote("outside")
         return reading.score
 
     async def reading(self, photo: bytes) -> Reading | None:
         """The answer with what it leaves out; None: it cannot be read. Raises EngineAwayError, RefusedError."""
-        wording = self._asking.wording
+        asking = self._asking or await self._found()
+        wording = asking.wording
         budget = self._serving.thinking_tokens
         if not budget:
             place = next(iter(await self._places(wording.at_once(), photo)), None)
-        elif self._asking.end_of_thoughts >= 0:
+        elif asking.end_of_thoughts >= 0:
             places = await self._places(wording.after_thoughts(budget, SLACK_TOKENS), photo)
-            place = answer_place(places, self._asking.end_of_thoughts)
+            place = answer_place(places, asking.end_of_thoughts)
         else:
             place = await self._think_then_answer(wording, budget, photo)
         return read(place.logprobs(), wording.words, wording.way) if place else None
@@ -176,26 +164,17 @@ class Engine:
 
     @property
     def asking(self) -> Asking:
-        """How the server is asked."""
+        """How the server is asked.
+
+        Raises:
+            EngineAwayError: it was never awake yet.
+        """
+        if self._asking is None:
+            raise EngineAwayError(f"{self._served.url} was not asked anything yet")
         return self._asking
 
     async def _all(self, inputs: Sequence[bytes]) -> list[float | None]:
         return await asyncio.gather(*map(self.ask, inputs))
-
-    async def _see_awake(self) -> None:
-        """Looks now and then.
-
-        Raises:
-            AsleepError: asked, it would fail.
-        """
-        if not self._runtime.sleeps:
-            return
-        now_s = time.monotonic()
-        if now_s >= self._looked_s + ASLEEP_LOOK_S:
-            self._looked_s = now_s
-            self._asleep = (await self._served.request("GET", "/is_sleeping", _Sleeping)).is_sleeping
-        if self._asleep:
-            raise AsleepError(f"{self._served.url} sleeps")
 
     async def _think_then_answer(self, wording: Wording, budget: int, photo: bytes) -> Place | None:
         (thoughts,) = await self._choices(wording.think(budget, END), photo)
@@ -214,20 +193,46 @@ class Engine:
             raise EngineAwayError(f"{self._served.url} answered with {len(choices)} choices")
         return choices
 
+    async def _come_up(self, within_s: float) -> None:
+        """Sees what the server has, and how it can be asked; if it sleeps, a question would wait until it wakes."""
+        with within(within_s):
+            names = await self._served.models()
+            known = [name for name in (self._spec.key, self._spec.repository) if name in names]
+            if not known:
+                served = ", ".join(names) or "nothing"
+                raise ConfigError(f"model {self._spec.key!r}: {self._served.url} serves {served}")
+            words = Words(*[frozenset(await self._tokens(known[0], spellings)) for spellings in (YES, NO)])
+            if not (words.yes and words.no):
+                raise ConfigError(
+                    f"model {self._spec.key!r}: its tokenizer has no single token for yes, or none for no"
+                )
+            self._known = known[0], words
+            if self._runtime.sleeps:
+                try:
+                    await self._sleep.look()
+                except AsleepError as asleep:
+                    log.info("a server sleeps, and is asked later", model=self._spec.key, reason=str(asleep))
+                    return
+            self._asking = await self._find()
+
+    async def _found(self) -> Asking:
+        """How a server that slept can be asked. Raises EngineAwayError."""
+        async with self._finding:
+            if self._asking is None:
+                try:
+                    self._asking = await self._find()
+                except ConfigError as wrong:
+                    # Its photos wait for whoever mends it.
+                    raise EngineAwayError(str(wrong)) from None
+        return self._asking
+
     async def _find(self) -> Asking:
-        """How the server can be asked."""
-        names = await self._served.models()
-        known = [name for name in (self._spec.key, self._spec.repository) if name in names]
-        if not known:
-            served = ", ".join(names) or "nothing"
-            raise ConfigError(f"model {self._spec.key!r}: {self._served.url} serves {served}")
+        """Asks, in one way after another."""
+        model, words = self._known
         release = (await self._served.request("GET", "/version", _Release)).version
-        words = Words(*[frozenset(await self._tokens(known[0], spellings)) for spellings in (YES, NO)])
-        if not (words.yes and words.no):
-            raise ConfigError(f"model {self._spec.key!r}: its tokenizer has no single token for yes, or none for no")
         photo = self.prepare(Image.new("RGB", (64, 64), (127, 127, 127)), Shot())
         for way in ("chosen", "allowed", "top"):
-            wording = Wording(known[0], self._prompt, words, way)
+            wording = Wording(model, self._prompt, words, way)
             if await self._works(wording, photo):
                 break
         else:
@@ -293,7 +298,3 @@ class _Tokens(Struct, frozen=True):
 
 class _Release(Struct, frozen=True):
     version: str = ""
-
-
-class _Sleeping(Struct, frozen=True):
-    is_sleeping: bool
