@@ -40,6 +40,8 @@ REST_MS = 10_000
 #: A server that sleeps or wakes has so long for it: up to 130 GB go over a PCIe bus.
 MOVE_S = 300.0
 _ANSWER_S = 2.0
+#: So many calls in a row that a server does not follow: it is ended, and comes back.
+_REFUSALS = 3
 #: One that failed to wake is asked again after this long.
 _AGAIN_S = 10.0
 
@@ -96,11 +98,23 @@ class Residency:
             return
         with self._lock:
             self._states = {state.name: state for state in supervisor.states}
+            useless = [one for one in self._tiers.values() if self._useless(one, time.monotonic())]
+            for one in useless:
+                one.refusals = 0
             own = {name: one.wanted for one in self._tiers.values() if not one.url for name in worker_names(one.tier)}
+        for one in useless:
+            supervisor.end(one.child, "it neither sleeps nor wakes")
         for name, wanted in own.items():
             (supervisor.resume if wanted else supervisor.pause)(name)
         if not self._thread.is_alive() and not self._ending.is_set():
             self._thread.start()
+
+    @staticmethod
+    def _useless(one: SleepingTier, now_s: float) -> bool:
+        """Whether its server follows no call, and nobody would ever get its device."""
+        # After a call in vain, where it says not even whether it sleeps, no other call is made.
+        silent = one.place == "moving" and not one.calling and now_s >= one.not_before_s + 2 * _AGAIN_S
+        return bool(one.child) and (one.refusals >= _REFUSALS or (one.refusals > 0 and silent))
 
     def __enter__(self) -> Self:
         return self
@@ -194,8 +208,14 @@ class Residency:
                 # In flight is only what others than the tier's workers asked: it is answered first.
                 self._post(one, "/sleep?level=1&mode=wait", asleep=True)
             self._wakes.note(one.tier.name, "wake" if wake else "sleep", time.monotonic() - begun_s)
+            one.refusals = 0
         except (httpx2.RequestError, redis.RedisError, ServerError) as error:
             one.not_before_s = time.monotonic() + _AGAIN_S
+            # The ledger's absence is no fault of the server.
+            one.refusals += not isinstance(error, redis.RedisError)
+            if not wake:
+                # Awake it would be told again at once.
+                self._ending.wait(_AGAIN_S)
             log.error("a server neither sleeps nor wakes", tier=one.tier.name, error=str(error))  # noqa: TRY400
         finally:
             # Its own word says where it is now, at the next look.

@@ -180,6 +180,20 @@ class Running:
         self.due = now + self.child.drain_s
         self.ask_to_end()
 
+    def retire(self) -> None:
+        """Asks it to end, for good."""
+        self.retired = True
+        if self.phase in {"waiting", "backing off", "paused"}:
+            self.phase = "finished"
+        elif self.phase in {"starting", "ready"}:
+            self.ask_to_end()
+
+    def resume(self) -> None:
+        """Has it start again, if it is paused."""
+        self.paused = False
+        if self.phase == "paused":
+            self.phase, self.due = "waiting", 0.0
+
     def kill(self) -> None:
         """Sends SIGKILL to the process and all that it started."""
         if self._process:

@@ -40,6 +40,8 @@ class SleepingTier:
         self.waiting_since_s = math.inf
         #: A call of its server is going on.
         self.calling = False
+        #: Calls in a row that its server, which runs, did not follow.
+        self.refusals = 0
         #: Its workers are told to claim nothing.
         self.rests = False
         #: Its server's own word, if it gave one.
@@ -113,7 +115,7 @@ class SleepingTier:
                 # It does not say: where it was last, or it has only just come up.
                 return self.place if self.place in {"awake", "asleep"} else "moving"
             return "asleep" if self.asleep else "awake"
-        self.asleep = None
+        self.asleep, self.refusals = None, 0
         if phase == "starting":
             self._fresh = True
             return "moving"

@@ -95,6 +95,8 @@ class Supervisor:
                 self._after_exit(running, now)
             elif running.phase == "starting":
                 self._check_ready(running, now)
+            elif running.phase == "ready" and running.child.alive and not running.child.alive():
+                self.end(running.child.name, "it does not answer")
             elif running.phase == "draining":
                 self._see_out(running, now)
         self._beside[:] = [running for running in self._beside if running.pid is not None]
@@ -109,12 +111,7 @@ class Supervisor:
 
     def retire(self, name: str) -> None:
         """Asks one child to end, for good: it is not started any more, however the process that runs now ends."""
-        running = self._children[name]
-        running.retired = True
-        if running.phase in {"waiting", "backing off", "paused"}:
-            running.phase = "finished"
-        elif running.phase in {"starting", "ready"}:
-            running.ask_to_end()
+        self._children[name].retire()
 
     def pause(self, name: str) -> None:
         """Drains one child, which then counts as ready and does not run until ``resume``."""
@@ -130,10 +127,14 @@ class Supervisor:
 
     def resume(self, name: str) -> None:
         """Starts a paused child again; nothing to one that is not paused."""
+        self._children[name].resume()
+
+    def end(self, name: str, why: str) -> None:
+        """Kills one child that is ready and yet of no use; what follows is as after any other death of it."""
         running = self._children[name]
-        running.paused = False
-        if running.phase == "paused":
-            running.phase, running.due = "waiting", 0.0
+        if running.phase == "ready" and not running.killed:
+            running.kill()
+            self._note(running, "killed", why)
 
     def roll(self) -> None:
         """Restarts one child after another (see ops/roll.py); ``poll`` does it. Nothing while it is at it already."""

@@ -9,6 +9,7 @@ import dataclasses
 import os
 import re
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ from routing.address import ServerAddress
 LOCK_FILE = Path("var/vllm/lock")
 #: A server that starts is asked for its health at most this often, and has so long for the answer.
 LOOK_S, ANSWER_S = 1.0, 0.5
+#: One that was ready is asked this often, and has so long for the answer; so many looks in vain: it hangs.
+SILENT_S, SILENT_LOOKS = 15.0, 3
 #: From SIGTERM to SIGKILL: nothing is in flight any more, but a driver takes its time to give back tens of GB.
 DRAIN_S = 60.0
 #: What stands on a port has so long to say which models it serves.
@@ -95,6 +98,46 @@ class Health:
         finally:
             # From the end of the look on: a port that never answers must not slow down all other children.
             self._looked_s = time.monotonic()
+
+
+class Life:
+    """Asks a server that was ready whether it still serves; never waits for the answer.
+
+    A server under load answers late, so it is asked patiently: SILENT_LOOKS looks in a row without an answer, each of
+    SILENT_S, are about 45 s.
+
+    Args:
+        url: 200 there: it does.
+        silent_s: instead of SILENT_S.
+    """
+
+    def __init__(self, url: str, silent_s: float = SILENT_S) -> None:
+        self._url = url
+        self._silent_s = silent_s
+        self._looked_s = float("-inf")
+        self._look: threading.Thread | None = None
+        self._silent = 0
+
+    def __call__(self) -> bool:
+        """Whether it answered one of the last looks; False once, then it is given so many again."""
+        if self._look and self._look.is_alive():
+            return True
+        if self._silent >= SILENT_LOOKS:
+            self._silent = 0
+            return False
+        if time.monotonic() - self._looked_s >= self._silent_s:
+            self._looked_s = time.monotonic()
+            # Of its own: the poll looks after all other children meanwhile.
+            self._look = threading.Thread(target=self._ask, name="life", daemon=True)
+            self._look.start()
+        return True
+
+    def _ask(self) -> None:
+        try:
+            found = httpx2.get(self._url, timeout=self._silent_s, trust_env=False).status_code == httpx2.codes.OK
+        except httpx2.RequestError:
+            found = False
+        self._silent = 0 if found else self._silent + 1
 
 
 def devices_held(profile: Profile, tier: Tier) -> tuple[str, ...]:
@@ -161,6 +204,7 @@ def _child(name: str, command: ServerCommand, folder: Path, after: tuple[str, ..
         after=after,
         ready=Health(command.health_url),
         ready_within_s=start_within_s,
+        alive=Life(command.health_url),
         drain_s=DRAIN_S,
         endless=True,
         cause=cause,

@@ -17,9 +17,10 @@ from configs.errors import BusyError, FleetError
 from ops.child import Backoff, Child
 from ops.roll import FLEET
 from ops.supervisor import Supervisor
-from ops.vllm_children import Health, _stands, cause
+from ops.vllm_children import Health, Life, _stands, cause
 from ops.vllm_server import ServerCommand
 from tests.test_supervisor import FOREVER, alive, poll_until, python
+from tests.vllm.real_server import free_port
 
 QUICK = Backoff(base_s=0.05, cap_s=0.1, settle_s=0.2, give_up_exits=2)
 #: Ready at once as long as the file is there; without it, it ends before it is ready.
@@ -157,6 +158,55 @@ def test_a_port_that_never_answers_is_no_healthy_server() -> None:
         between_s = [after - before for before, after in pairwise(polled_s)]
         assert max(between_s) < 1.5
     assert threading.active_count() == threads
+
+
+#: Serves 200 on the port it is told, until it is told to hang: by SIGUSR1 it answers nobody any more.
+SERVES = """
+import http.server, signal, sys, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self): self.send_response(200); self.end_headers()
+    def log_message(self, *_): pass
+signal.signal(signal.SIGUSR1, lambda *_: time.sleep(600))
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_a_server_that_hangs_is_killed_and_comes_back(tmp_path: Path) -> None:
+    """Not at the first look in vain, not while it answers; the poll waits for none of its answers."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    argv = python(SERVES, str(port))
+    server = Child(name="server", argv=argv, ready=Health(url), alive=Life(url, 0.3), endless=True, log=tmp_path / "l")
+    with Supervisor([server], QUICK, io.StringIO()) as supervisor:
+        poll_until(supervisor, lambda: supervisor.all_ready)
+        pid = supervisor.states[0].pid
+        assert pid
+        until_s = time.monotonic() + 2.0
+        assert not poll_until(supervisor, lambda: time.monotonic() > until_s)
+        os.kill(pid, signal.SIGUSR1)
+        begun_s = polled_s = time.monotonic()
+        while not (events := supervisor.poll()):
+            now_s = time.monotonic()
+            assert now_s - polled_s < 0.25
+            assert now_s - begun_s < 20
+            polled_s = now_s
+            time.sleep(0.01)
+        assert [(e.what, e.detail) for e in events] == [("killed", "it does not answer")]
+        assert time.monotonic() - begun_s > 0.6
+        poll_until(supervisor, lambda: supervisor.states[0].restarts == 1 and supervisor.all_ready)
+
+
+def test_a_server_that_does_not_follow_gives_its_device_to_others() -> None:
+    """What may be ended is ready; one that starts, or was ended just now, is left alone."""
+    child = Child(name="server", argv=python(FOREVER), endless=True)
+    with Supervisor([child], QUICK, io.StringIO()) as supervisor:
+        supervisor.end("server", "early")
+        assert supervisor.poll()[0].what == "started"
+        poll_until(supervisor, lambda: supervisor.all_ready)
+        supervisor.end("server", "it never sleeps")
+        supervisor.end("server", "it never sleeps")
+        events = poll_until(supervisor, lambda: supervisor.states[0].restarts == 1)
+        assert [e.detail for e in events if e.what == "killed"] == ["it never sleeps"]
+        poll_until(supervisor, lambda: supervisor.all_ready)
 
 
 def test_a_port_that_somebody_else_has() -> None:

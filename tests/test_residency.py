@@ -14,6 +14,7 @@ from configs.profile import Tier
 from configs.serving import Server
 from ops.child import ChildState
 from ops.residency import Moves, Place, Sleeper, choose
+from ops.residency_control import Residency
 from ops.sleeping_tier import SleepingTier
 from ops.wakes import FILE, Wakes, median_s, read_wakes
 
@@ -292,6 +293,20 @@ def test_own_engines_do_not_take_a_device_that_they_cannot_use_yet() -> None:
         assert not one.seen(NOW + 99).asks(NOW + 99), other
     one.settle(panel | state("backing off", name="b-server", proven=True), NOW)
     assert one.seen(NOW + 99).asks(NOW + 99), "one that was ready once holds nobody up"
+
+
+def test_a_server_that_follows_no_call_is_of_no_use() -> None:
+    """Three calls in vain, or one after which it says nothing for half a minute; one that is starting again is new."""
+    one = one_served()
+    one.place, one.refusals, one.not_before_s = "moving", 1, NOW + 10
+    assert not Residency._useless(one, NOW + 29)
+    assert Residency._useless(one, NOW + 31)
+    one.place = "awake"
+    assert not Residency._useless(one, NOW + 31), "it says where it is, and is told again"
+    one.refusals = 3
+    assert Residency._useless(one, NOW)
+    one.settle(state("starting"), NOW)
+    assert not Residency._useless(one, NOW + 99)
 
 
 def test_wakes_are_kept(tmp_path: Path) -> None:
