@@ -12,6 +12,7 @@ import structlog
 from rich.console import Console
 
 from configs.errors import AccountError, BusyError, DiskError
+from configs.memory import served
 from configs.profile import Profile, load_profile
 from ops.account import baseline, settle_account
 from ops.child import Child, Event
@@ -52,6 +53,9 @@ def still_s(profile: Profile) -> float:
     # Each tier that sleeps may wait for the turns of all others.
     turns_s = sum(tier.server.awake_s + MOVE_S for tier in profile.tiers if tier.residency == "sleep")
     stall_s = max(COLLECTOR_STALL_S, *(tier.stall_s for tier in profile.tiers))
+    # A question that hangs is no stall: it ends at its own deadline.
+    models = profile.models()
+    stall_s = max(stall_s, *(tier.server.timeout_s for tier in profile.tiers if served(models[tier.name])), 0.0)
     return 20.0 + profile.delivery.lease_s + stall_s + turns_s
 
 

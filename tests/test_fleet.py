@@ -19,6 +19,7 @@ import redis
 from pyarrow import parquet
 
 from configs.profile import load_profile
+from configs.serving import Server
 from ops.account import baseline, settle_account
 from ops.report import Report
 from ops.run import still_s
@@ -264,6 +265,16 @@ def test_loss_is_declared_after_recovery() -> None:
     assert still_s(profile) >= 80 + profile.delivery.lease_s
     slow = msgspec.structs.replace(profile.tiers[0], stall_s=300.0)
     assert still_s(msgspec.structs.replace(profile, tiers=(slow,))) >= 320 + profile.delivery.lease_s
+
+
+def test_loss_is_declared_after_the_longest_question() -> None:
+    """A question to a server that hangs is no stall of its worker; where no model is served, its bound is nobody's."""
+    profile = load_profile("demo")
+    patient = msgspec.structs.replace(profile.tiers[0], server=Server(timeout_s=600.0))
+    usual_s = still_s(profile)
+    assert still_s(msgspec.structs.replace(profile, tiers=(patient,))) == usual_s
+    served = msgspec.structs.replace(patient, model="qwen3-vl-4b-instruct")
+    assert still_s(msgspec.structs.replace(profile, tiers=(served,))) >= 600 + profile.delivery.lease_s
 
 
 def test_a_living_fleet_is_not_joined(tmp_path: Path, own_server: EmbeddedServer) -> None:
