@@ -82,8 +82,12 @@ def server_problems(profile: "Profile", models: "Mapping[str, Sequence[ModelSpec
         models: of each tier, by its name.
     """
     ports: dict[int, str] = {}
+    sleeping = {spec.key for tier in profile.tiers if tier.residency == "sleep" for spec in models[tier.name]}
     for i, tier in enumerate(profile.tiers):
         where, specs = f"tiers[{i}] ({tier.name})", models[tier.name]
+        for spec in specs:
+            if spec.options.get("served_model") in sleeping:
+                yield f"{where}: {spec.key} asks {spec.options['served_model']}, whose tier sleeps: nobody would wake it"
         if not served(specs):
             # The engines that run a VLM in the worker ask as served ones do.
             if tier.server != Server() and not any(spec.serving for spec in specs):

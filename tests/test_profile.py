@@ -170,6 +170,11 @@ def test_ports_of_served_tiers() -> None:
             ),
             r"tiers\[0\] \(a\): a served model is a tier of its own",
         ),
+        (
+            served('residency = "sleep"').replace("qwen3-vl-4b-instruct", "qwen3-vl-8b-thinking")
+            + '[[tiers]]\nname = "panel"\npanel = [{ model = "sam3" }, { model = "sam3-agent" }]\n',
+            r"tiers\[3\] \(panel\): sam3-agent asks qwen3-vl-8b-thinking, whose tier sleeps: nobody would wake it",
+        ),
     ],
 )
 def test_what_a_profile_says_of_its_servers_is_checked(text: str, said: str) -> None:
