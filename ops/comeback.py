@@ -27,12 +27,15 @@ def given_up(running: Running, backoff: Backoff, now: float, *, was_ready: bool)
     heals = running.proven and (child.endless or status in PASSING | HOPELESS | {DiskError.exit_status})
     if was_ready or heals:
         return None
-    running.failed_starts = [at for at in running.failed_starts if now - at < backoff.give_up_within_s]
+    late = status == -signal.SIGKILL and now - running.started > child.ready_within_s
+    # A start that was broken off took all its time, and so did those before it.
+    within_s = backoff.give_up_exits * (child.ready_within_s + backoff.cap_s) if late else backoff.give_up_within_s
+    running.failed_starts = [at for at in running.failed_starts if now - at < within_s]
     running.failed_starts.append(now)
     if status in HOPELESS or child.endless or len(running.failed_starts) >= backoff.give_up_exits:
         starts = f"{len(running.failed_starts)} time{'s' * (len(running.failed_starts) > 1)}"
         own = status if status in HOPELESS or not child.lasting else None
-        if status == -signal.SIGKILL and now - running.started > child.ready_within_s:
+        if late:
             return f"{child.name} was not ready within {child.ready_within_s:g} s, {starts}", own
         return f"{child.name} ended before it was ready, {starts}", own
     return None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from configs.errors import ConfigError
+from configs.memory import served
 from configs.profile import COLLECTOR, Profile
 from ops.child import Child
 from ops.flower import FlowerCommand
@@ -22,6 +23,10 @@ from workers.engines import require_engine
 #: pause. Those on a GPU are not among them unless asked for: its memory may not hold the model twice, and the successor
 #: would fail, or take from its forerunner.
 Overlap = Literal["cpu", "all", "none"]
+
+
+#: What the worker of a served tier does besides waiting for the server.
+LOAD_S = 60.0
 
 
 def command(*arguments: str) -> list[str]:
@@ -85,7 +90,13 @@ def fleet_children(
         raise ConfigError(f"profile {profile.name!r} has tiers that sleep: only natix-fleet up and run wake them")
 
     def worker(
-        name: str, argv: Sequence[str], threads: int = 1, *, overlaps: bool = False, after: tuple[str, ...] = ()
+        name: str,
+        argv: Sequence[str],
+        threads: int = 1,
+        *,
+        overlaps: bool = False,
+        after: tuple[str, ...] = (),
+        ready_within_s: float = Child.ready_within_s,
     ) -> Child:
         ready_file = folder / f"{name}.ready"
         return Child(
@@ -96,15 +107,21 @@ def fleet_children(
             ready_file=ready_file,
             overlaps=overlaps,
             after=after,
+            ready_within_s=ready_within_s,
         )
 
+    models = profile.models()
     children = list(server_children(servers, residency))
     children += [worker(COLLECTOR, command("collector", "--profile", profile_name))]
     for tier in profile.tiers:
         overlaps = overlap == "all" or (overlap == "cpu" and tier.device == "cpu")
         argv = command("worker", tier.name, "--profile", profile_name)
         after = servers.before(tier, profile)
-        children += [worker(name, argv, overlaps=overlaps, after=after) for name in worker_names(tier)]
+        # It waits so long for a server that is not there yet, and says itself that it was in vain.
+        within_s = tier.server.start_within_s + LOAD_S if served(models[tier.name]) else Child.ready_within_s
+        children += [
+            worker(name, argv, overlaps=overlaps, after=after, ready_within_s=within_s) for name in worker_names(tier)
+        ]
     if flower:
         children.append(Child(name="flower", argv=flower.argv, env=flower.env, log=folder / "flower.log"))
     return children

@@ -14,11 +14,17 @@ from pathlib import Path
 import pytest
 
 from configs.errors import BusyError, FleetError
+from configs.profile import Profile, Tier
+from configs.serving import Server
 from ops.child import Backoff, Child
+from ops.comeback import given_up
+from ops.fleet import fleet_children
 from ops.roll import FLEET
+from ops.running import Running
 from ops.supervisor import Supervisor
-from ops.vllm_children import Health, Life, _stands, cause
+from ops.vllm_children import Health, Life, Servers, _stands, cause
 from ops.vllm_server import ServerCommand
+from routing.address import parse_address
 from tests.test_supervisor import FOREVER, alive, poll_until, python
 from tests.vllm.real_server import free_port
 
@@ -207,6 +213,31 @@ def test_a_server_that_does_not_follow_gives_its_device_to_others() -> None:
         events = poll_until(supervisor, lambda: supervisor.states[0].restarts == 1)
         assert [e.detail for e in events if e.what == "killed"] == ["it never sleeps"]
         poll_until(supervisor, lambda: supervisor.all_ready)
+
+
+def test_a_start_that_is_broken_off_again_and_again_is_given_up() -> None:
+    """However long each took."""
+    running = Running(Child(name="worker", argv=["x"]), io.StringIO(), 1)
+    running.last_exit = -signal.SIGKILL
+    ends = []
+    for i in range(Backoff.give_up_exits):
+        running.started = i * 140.0
+        ends.append(given_up(running, Backoff(), running.started + 121.0, was_ready=False))
+    assert ends[:-1] == [None] * (Backoff.give_up_exits - 1)
+    assert ends[-1] == ("worker was not ready within 120 s, 5 times", None)
+
+
+def test_the_worker_of_a_served_tier_waits_as_long_as_its_server_may_take(tmp_path: Path) -> None:
+    """It is not killed before; other workers have their two minutes."""
+    server = Server(url="http://127.0.0.1:9", start_within_s=500.0)
+    tiers = (
+        Tier(name="vlm", model="qwen3-vl-4b-instruct", device="cuda:0", server=server),
+        Tier(name="s", model="scout-s"),
+    )
+    profile = Profile(name="x", tiers=tiers)
+    address = parse_address("redis://127.0.0.1:1/0", "REDIS_URL")
+    children = fleet_children(profile, "x", address, tmp_path, {}, None, servers=Servers())
+    assert {child.name: child.ready_within_s for child in children} == {"collector": 120, "vlm": 560, "s": 120}
 
 
 def test_a_port_that_somebody_else_has() -> None:
