@@ -164,9 +164,9 @@ def test_start_status_stop_and_a_kill(box: Box, monkeypatch: pytest.MonkeyPatch)
         assert found == Servers(standing={"vlm": status["url"]}, kept=frozenset({"vlm"}))
         assert "used as it is" in found.notes()[0]
         command = [*box.command("status")[:-1], "other.toml"]
-        (box.folder / "other.toml").write_text(PROFILE.format(model="qwen3-vl-8b-instruct", port=box.port))
+        (box.folder / "other.toml").write_text(PROFILE.format(model="qwen3-vl-8b-thinking", port=box.port))
         assert subprocess.run(command, cwd=box.folder, env=box.env, check=False).returncode == 69
-        other = msgspec.structs.replace(tier, model="qwen3-vl-8b-instruct")
+        other = msgspec.structs.replace(tier, model="qwen3-vl-8b-thinking")
         with pytest.raises(BusyError, match=f"taken by a server of {NAME}"):
             find_servers(Profile(name="p", tiers=(other,)), box.folder / "up", lock=lock)
 
