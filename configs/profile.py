@@ -12,7 +12,7 @@ from configs import consistency, fit
 from configs.errors import ConfigError
 from configs.memory import Device
 from configs.model import CATALOGUE, Key, ModelSpec, Precision, load_model
-from configs.prompt import load_prompt
+from configs.prompt import load_prompt, questions
 from configs.serving import FIRST_PORT, Server
 
 PROFILES = Path(__file__).parent
@@ -206,7 +206,8 @@ class Profile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
         That is, in their order, each tier's name, thresholds, band and rule of agreement, the version, calibrator and
         weight of each of its models, how votes become one probability, and the size that photos are shrunk to; of a
-        served model also what it is asked, how long it may think, and which of its answers are votes. Hosts
+        served model also what it is asked, how large the photo is then, how long it may think, which of its answers are
+        votes, and what is done without its server; of one under a press its options and questions. Hosts
         of one fleet may differ in devices, precision, workers, threads, bounds, times, store and database: a second
         host has another GPU, or another path to the same store.
         """
@@ -225,13 +226,29 @@ class Profile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         decides: list[object] = [tiers, self.consensus, self.photos.max_side_px]
         #: What served models are asked, and which of their answers are votes.
         asked = [
-            (t.name, load_prompt(m.serving.prompt), m.serving.thinking_tokens, t.server.max_outside, t.server.sent_px)
+            (
+                t.name,
+                load_prompt(m.serving.prompt),
+                m.serving.thinking_tokens,
+                t.server.max_outside,
+                t.server.sent_px,
+                m.serving.pixels,
+                sorted(m.serving.processor.items()),
+                sorted(m.serving.chat_template.items()),
+                t.away,
+            )
             for t in self.tiers
             for m in models[t.name]
             if m.serving
         ]
-        if asked:
-            decides.append(asked)
+        #: And what a model is asked that runs in the worker under a press (workers.engines.kvpress).
+        pressed = [
+            (t.name, sorted(m.options.items()), questions(m.options), t.server.max_outside)
+            for t in self.tiers
+            for m in models[t.name]
+            if m.engine == "kvpress"
+        ]
+        decides += [one for one in (asked, pressed) if one]
         return hashlib.sha256(msgspec.json.encode(decides)).hexdigest()[:16]
 
 

@@ -4,6 +4,7 @@ A prompt that was used is never changed: calibrators were fitted on its answers.
 next number.
 """
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -28,3 +29,15 @@ def load_prompt(name: str) -> str:
     if not text:
         raise ConfigError(f"prompt {name!r}: {path} is empty")
     return text
+
+
+def questions(options: Mapping[str, object]) -> list[str]:
+    """The texts of a row's ``questions``: each a prompt, or, where it has a space in it, the question itself.
+
+    Raises:
+        ConfigError: there are none, or one cannot be read.
+    """
+    asked = options.get("questions", [])
+    if not isinstance(asked, list) or not asked:
+        raise ConfigError(f"questions is a list of prompts, not {asked!r}")
+    return [text if " " in text else load_prompt(text) for text in asked]

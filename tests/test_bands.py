@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
 
 import configs.profile
+import configs.prompt
 import tests.test_stops
 from configs.model import load_model
 from configs.profile import Delivery, Profile, Stack, Tier, Voter, load_profile
@@ -237,13 +238,31 @@ def test_what_decides_is_in_the_digest(changed: Profile) -> None:
     assert changed.digest() != _with_first().digest()
 
 
-def _served_digest(monkeypatch: pytest.MonkeyPatch, *, server: Server, **serving: Any) -> str:
+def _served_digest(
+    monkeypatch: pytest.MonkeyPatch, *, server: Server, away: Literal["abstain", "wait"] = "abstain", **serving: Any
+) -> str:
     """Of a fleet whose last tier is a served model."""
     spec = load_model("qwen3-vl-4b-instruct")
     assert spec.serving
     served = msgspec.structs.replace(spec, serving=msgspec.structs.replace(spec.serving, **serving))
     monkeypatch.setattr(configs.profile, "load_model", lambda _: served)
-    return Profile(name="p", tiers=(Tier(name="last", model=served.key, server=server),)).digest()
+    return Profile(name="p", tiers=(Tier(name="last", model=served.key, server=server, away=away),)).digest()
+
+
+def test_what_a_model_under_a_press_is_asked_is_in_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its questions by their texts, its press and its ratio."""
+    spec = load_model("qwen3-vl-4b-kvpress")
+
+    def digest(**options: Any) -> str:
+        pressed = msgspec.structs.replace(spec, options=spec.options | options)
+        monkeypatch.setattr(configs.profile, "load_model", lambda _: pressed)
+        return Profile(name="p", tiers=(Tier(name="last", model=spec.key),)).digest()
+
+    found = {digest(), digest(questions=["Is it?"]), digest(press="none"), digest(compression_ratio=0.25)}
+    assert len(found) == 4
+    was = digest()
+    monkeypatch.setattr(configs.prompt, "load_prompt", str.upper)
+    assert digest() != was
 
 
 def test_what_a_served_model_is_asked_is_in_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,8 +275,12 @@ def test_what_a_served_model_is_asked_is_in_the_digest(monkeypatch: pytest.Monke
         digest(server=Server(), thinking_tokens=64),
         digest(server=Server(max_outside=0.4)),
         digest(server=Server(sent_px=448)),
+        digest(server=Server(), pixels=(65536, 131072)),
+        digest(server=Server(), processor={"max_crops": 4}),
+        digest(server=Server(), chat_template={"enable_thinking": True}),
+        digest(server=Server(), away="wait"),
     ]
-    assert len({asked, *changed}) == 5
+    assert len({asked, *changed}) == 9
     assert digest(server=Server(port=9000, in_flight=8, timeout_s=9.0), max_model_len=8192) == asked
 
 

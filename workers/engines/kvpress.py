@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from configs.errors import ConfigError
 from configs.model import ModelSpec
-from configs.prompt import load_prompt
+from configs.prompt import questions
 from workers.engines import Runtime, Shot
 from workers.engines.kvpress_presses import Cutter
 from workers.engines.torch_device import dtype_of, inference, place, pretrained
@@ -86,10 +86,10 @@ class Engine:
             raise ConfigError(f"model {spec.key!r}: image_only is true or false, not {image_only!r}")
         rest = {name: value for name, value in options.items() if name not in OPTIONS}
         self.cutter = Cutter(spec.key, str(options.get("press", "none")), ratio, image_only, rest)
-        asked = options.get("questions", [])
-        if not isinstance(asked, list) or not asked:
-            raise ConfigError(f"model {spec.key!r}: questions is a list of prompts, not {asked!r}")
-        self._questions = [text if " " in text else load_prompt(text) for text in asked]
+        try:
+            self._questions = questions(options)
+        except ConfigError as error:
+            raise ConfigError(f"model {spec.key!r}: {error}") from None
         if runtime.compile:
             raise ConfigError(f"model {spec.key!r}: a press hooks into each layer, so it cannot be compiled")
         self._told = 0
