@@ -5,6 +5,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from msgspec.structs import replace
+
 from configs.memory import served
 from configs.serving import Server
 
@@ -82,17 +84,15 @@ def server_problems(profile: "Profile", models: "Mapping[str, Sequence[ModelSpec
         models: of each tier, by its name.
     """
     ports: dict[int, str] = {}
-    sleeping = {spec.key for tier in profile.tiers if tier.residency == "sleep" for spec in models[tier.name]}
+    yield from _never_woken(profile, models)
     for i, tier in enumerate(profile.tiers):
         where, specs = f"tiers[{i}] ({tier.name})", models[tier.name]
-        for spec in specs:
-            if spec.options.get("served_model") in sleeping:
-                yield f"{where}: {spec.key} asks {spec.options['served_model']}, whose tier sleeps: nobody would wake it"
         if not served(specs):
-            # The engines that run a VLM in the worker ask as served ones do.
-            if tier.server != Server() and not any(spec.serving for spec in specs):
-                yield f"{where}: {specs[0].key} runs in the worker: no [tiers.server]"
+            yield from _in_the_worker(where, tier, specs)
             continue
+        at_once = tier.threads * tier.max_batch
+        if tier.server.in_flight > max(at_once, Server().in_flight):
+            yield f"{where}: server.in_flight {tier.server.in_flight}, but threads x max_batch brings {at_once} at most"
         if len(specs) > 1:
             yield f"{where}: a served model is a tier of its own, not one of a panel"
         elif tier.server.url:
@@ -103,6 +103,25 @@ def server_problems(profile: "Profile", models: "Mapping[str, Sequence[ModelSpec
             if port in ports:
                 yield f"{where}: port {port} is that of tier {ports[port]}: give one of them another server.port"
             ports[port] = tier.name
+
+
+def _never_woken(profile: "Profile", models: "Mapping[str, Sequence[ModelSpec]]") -> Iterator[str]:
+    """A tier is woken by its own items, and by nobody who asks its server about others'."""
+    sleeping = {spec.key for tier in profile.tiers if tier.residency == "sleep" for spec in models[tier.name]}
+    for i, tier in enumerate(profile.tiers):
+        for spec in models[tier.name]:
+            asked = spec.options.get("served_model")
+            if asked in sleeping:
+                yield f"tiers[{i}] ({tier.name}): {spec.key} asks {asked}, whose tier sleeps: nobody would wake it"
+
+
+def _in_the_worker(where: str, tier: "Tier", specs: "Sequence[ModelSpec]") -> Iterator[str]:
+    """A tier without a server; one under a press reads answers as served ones do."""
+    reads = any(spec.engine == "kvpress" for spec in specs)
+    rest = replace(tier.server, max_outside=Server().max_outside) if reads else tier.server
+    if rest != Server():
+        what = "max_outside is all that it takes of" if reads else "no"
+        yield f"{where}: {specs[0].key} runs in the worker: {what} [tiers.server]"
 
 
 def _elsewhere(tier: "Tier") -> Iterator[str]:

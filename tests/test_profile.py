@@ -119,6 +119,7 @@ def test_votes_that_nobody_hears_are_refused(text: str, said: str) -> None:
         parse_profile(text.encode(), "test")
 
 
+PRESSED = 'name = "p"\n[[tiers]]\nname = "p"\nmodel = "qwen3-vl-4b-kvpress"\n[tiers.server]\n'
 SERVED = 'name = "p"\n' + "".join(
     f'[[tiers]]\nname = "{name}"\nmodel = "qwen3-vl-4b-instruct"\ndevice = "DEVICE"\n{name}-MORE\n'
     f"[tiers.server]\n{name}-SERVER\n"
@@ -171,6 +172,14 @@ def test_ports_of_served_tiers() -> None:
             r"tiers\[0\] \(a\): a served model is a tier of its own",
         ),
         (
+            served("max_batch = 32", "in_flight = 97"),
+            r"tiers\[1\] \(b\): server.in_flight 97, but threads x max_batch brings 96 at most",
+        ),
+        (
+            PRESSED + "max_outside = 0.9\nin_flight = 8\n",
+            r"tiers\[0\] \(p\): qwen3-vl-4b-kvpress runs in the worker: max_outside is all that it takes of",
+        ),
+        (
             served('residency = "sleep"').replace("qwen3-vl-4b-instruct", "qwen3-vl-8b-thinking")
             + '[[tiers]]\nname = "panel"\npanel = [{ model = "sam3" }, { model = "sam3-agent" }]\n',
             r"tiers\[3\] \(panel\): sam3-agent asks qwen3-vl-8b-thinking, whose tier sleeps: nobody would wake it",
@@ -188,3 +197,9 @@ def test_a_server_of_somebody_else() -> None:
     """It takes no port, no device and no memory here."""
     profile = parse_profile(served(server='url = "http://gpu:8102/"', device="cpu").encode(), "x.toml")
     assert profile.server_url(profile.tiers[1]) == "http://gpu:8102/"
+
+
+def test_a_model_under_a_press_says_which_answers_are_votes() -> None:
+    """It is asked in the worker, and max_outside is its tier's to say; it decides, so it is in the digest."""
+    digests = {parse_profile((PRESSED + f"max_outside = {most}\n").encode(), "x.toml").digest() for most in (0.5, 0.9)}
+    assert len(digests) == 2
