@@ -42,6 +42,9 @@ def problems(profile: "Profile", models: Models) -> Iterator[str]:
     for name in names:
         if names.count(name) > 1:
             yield f"devices: {name} stands twice"
+    for tier in profile.tiers:
+        if tier.device == "cpu" and device_count(tier) > 1 and not tier.server.url:
+            yield f"tier {tier.name}: {_split(tier)} is for devices, and a processor is one"
     try:
         wrong = [p for tier in profile.tiers if tier.device != "cpu" for p in _tier_problems(profile, tier, models)]
         over = [] if wrong else _over(profile, models)

@@ -184,6 +184,14 @@ def test_a_remedy_fits() -> None:
         (HEAD + vlm("a", "fp8", 0.5).replace("cuda:0", "cuda:2"), "tier a: device cuda:2 is not one of the profile's"),
         (HEAD + vlm("a", "fp8", 0.5, "tensor_parallel = 3\n"), "tensor_parallel 3, but 2 of the devices"),
         (HEAD + "tensor_parallel = 2\n", "tensor_parallel 2 is for served models, natix-roadwork-vit runs in"),
+        (
+            'name = "p"\n' + vlm("a", "fp8", 0.5, "tensor_parallel = 2\n").replace("cuda:0", "cpu"),
+            "tier a: tensor_parallel 2 is for devices, and a processor is one",
+        ),
+        (
+            'name = "p"\n' + vlm("a", "fp8", 0.5).replace("cuda:0", "cpu") + "[tiers.server]\ndata_parallel = 2\n",
+            "tier a: data_parallel 2 is for devices, and a processor is one",
+        ),
         (HEAD + "memory_share = 0.5\n", "memory_share is for served models"),
         (HEAD.replace("cuda:1", "cuda:0", 1), "cuda:0 stands twice"),
         (HEAD.replace("cuda:1", "gpu1", 1), "devices"),
