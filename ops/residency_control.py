@@ -40,6 +40,7 @@ REST_MS = 10_000
 #: A server that sleeps or wakes has so long for it: up to 130 GB go over a PCIe bus.
 MOVE_S = 300.0
 _ANSWER_S = 2.0
+_BLIND = "cannot see what waits for the tiers that sleep"
 #: So many calls in a row that a server does not follow: it is ended, and comes back.
 _REFUSALS = 3
 #: One that failed to wake is asked again after this long.
@@ -73,6 +74,8 @@ class Residency:
     ) -> None:
         self._connect = connect
         self._server: redis.Redis | None = None
+        #: The ledger could not be read, and this was said.
+        self._blind = False
         self._client = httpx2.Client(timeout=_ANSWER_S, trust_env=False)
         self._wakes = Wakes(folder)
         #: Of what the tiers' attributes say; never held over a call. The other one: of the keys that tell workers.
@@ -133,10 +136,13 @@ class Residency:
         while not self._ending.wait(LOOK_S):
             try:
                 self._step()
+                self._blind = False
             except redis.RedisError as error:
-                if not passing(error):
-                    log.exception("cannot see what waits for the tiers that sleep")
-                # Nothing is claimed meanwhile either.
+                # Whoever comes back may have another address. Nothing is claimed meanwhile either.
+                self._server = None
+                if not self._blind:
+                    log.exception(_BLIND) if not passing(error) else log.warning(_BLIND, error=str(error))
+                self._blind = True
                 self._ending.wait(1.0)
             except Exception:
                 # Without it no tier would wake any more.
@@ -168,12 +174,12 @@ class Residency:
 
     def _counts(self, *kinds: str) -> dict[str, int]:
         """Items of each tier that are so, by the ledger; empty: it is not known yet."""
-        if self._server is None:
-            self._server = self._connect()
-        if self._server is None:
+        # Both threads' calls may forget it.
+        server = self._server = self._server or self._connect()
+        if server is None:
             return {}
         fields = [f"{kind}:{name}" for name in self._tiers for kind in kinds]
-        found: Sequence[bytes | None] = self._server.hmget(PREFIX + "use", fields)  # type: ignore[assignment]
+        found: Sequence[bytes | None] = server.hmget(PREFIX + "use", fields)  # type: ignore[assignment]
         numbers = [int(value or 0) for value in found]
         return {name: sum(numbers[i * len(kinds) : (i + 1) * len(kinds)]) for i, name in enumerate(self._tiers)}
 
@@ -242,7 +248,8 @@ class Residency:
     def _tell(self) -> None:
         """The workers, by keys that go by themselves when nobody renews them."""
         with self._telling:
-            if self._server is None:
+            server = self._server
+            if server is None:
                 return
             for name, one in self._tiers.items():
                 with self._lock:
@@ -251,9 +258,9 @@ class Residency:
                         one.rests = bool(one.url) and one.place == "asleep"
                     rests = one.rests
                 if rests:
-                    self._server.set(rest_key(name), 1, px=REST_MS)
+                    server.set(rest_key(name), 1, px=REST_MS)
                 elif was:
-                    self._server.delete(rest_key(name))
+                    server.delete(rest_key(name))
 
 
 def _sleepers(profile: Profile, servers: Servers, client: httpx2.Client, *, workers: bool) -> list[SleepingTier]:

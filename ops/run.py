@@ -27,7 +27,7 @@ from ops.residency_control import MOVE_S, Residency
 from ops.serve import COLLECTOR_STALL_S, DATABASE
 from ops.server import EmbeddedServer
 from ops.supervisor import POLL_INTERVAL_S, Supervisor
-from ops.vllm_children import find_servers
+from ops.vllm_children import find_servers, require_wakers
 from producers.admitted import read_journal
 from producers.sources import open_source
 from routing.address import ServerAddress, address_from_environment
@@ -94,6 +94,7 @@ def run(photos: str, profile_name: str, *, limit: int | None, flower_port: int |
         env = {DATABASE: url}
         flower = flower_command(address, flower_port) if flower_port is not None else None
         servers = find_servers(profile, RUN_FOLDER, address)
+        require_wakers(profile, servers, embedded=server is not None)
         residency = stack.enter_context(Residency(profile, servers, address.connect, RUN_FOLDER))
         children = fleet_children(
             profile, profile_name, address, RUN_FOLDER, env, flower, servers=servers, residency=residency

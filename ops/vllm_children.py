@@ -19,7 +19,7 @@ import httpx2
 from msgspec import Struct
 from msgspec.structs import replace
 
-from configs.errors import BusyError
+from configs.errors import BusyError, ConfigError
 from configs.memory import devices_of, served
 from configs.profile import Profile, Tier
 from ops.child import Child
@@ -188,6 +188,20 @@ def find_servers(
         names[tier.name] = name
     kept = frozenset(standing) if holder(lock) not in {None, os.getpid()} else frozenset()
     return Servers(tuple(children), names, standing, kept)
+
+
+def require_wakers(profile: Profile, servers: Servers, *, embedded: bool) -> None:
+    """A fleet whose ledger is embedded, and known to nobody else, has the servers of its tiers that sleep itself.
+
+    Raises:
+        ConfigError: `natix-fleet vllm start` keeps one, and looks for work in another ledger.
+    """
+    for tier in profile.tiers:
+        if embedded and tier.residency == "sleep" and tier.name in servers.kept:
+            raise ConfigError(
+                f"tier {tier.name!r} sleeps, and natix-fleet vllm start, which runs its server, cannot see what waits "
+                "in this run's own ledger: natix-fleet vllm stop first, or set REDIS_URL for both"
+            )
 
 
 def endless(child: Child) -> Child:

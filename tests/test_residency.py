@@ -2,21 +2,27 @@
 
 import math
 import random
+import time
 from pathlib import Path
 
 import pytest
+import redis
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec.structs import replace
 
-from configs.profile import Tier
+from configs.errors import ConfigError
+from configs.profile import Profile, Tier
 from configs.serving import Server
 from ops.child import ChildState
 from ops.residency import Moves, Place, Sleeper, choose
 from ops.residency_control import Residency
+from ops.server import EmbeddedServer
 from ops.sleeping_tier import SleepingTier
+from ops.vllm_children import Servers, require_wakers
 from ops.wakes import FILE, Wakes, median_s, read_wakes
+from routing.ledger import PREFIX
 
 NOW = 1000.0
 ONE, OTHER, BOTH = frozenset({"cuda:0"}), frozenset({"cuda:1"}), frozenset({"cuda:0", "cuda:1"})
@@ -293,6 +299,40 @@ def test_own_engines_do_not_take_a_device_that_they_cannot_use_yet() -> None:
         assert not one.seen(NOW + 99).asks(NOW + 99), other
     one.settle(panel | state("backing off", name="b-server", proven=True), NOW)
     assert one.seen(NOW + 99).asks(NOW + 99), "one that was ready once holds nobody up"
+
+
+def test_a_ledger_that_comes_back_elsewhere_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With another port and password, as the server of each `up` has; that it was away is said once."""
+    profile = Profile(name="x", tiers=(Tier(name="vlm", model="qwen3-vl-4b-instruct", residency="sleep"),))
+    ledgers: list[EmbeddedServer] = []
+
+    def connect() -> redis.Redis:
+        return ledgers[-1].address.connect()
+
+    with Residency(profile, Servers((), {"vlm": "s"}), connect, tmp_path) as residency:
+        for i in (3, 5):
+            with EmbeddedServer(tmp_path / str(i), fsync="everysec") as server:
+                ledgers.append(server)
+                server.address.connect().hset(PREFIX + "use", "ready:vlm", i)
+                if not residency._thread.is_alive():
+                    residency._thread.start()
+                until_s = time.monotonic() + 15
+                while residency._tiers["vlm"].waiting != i and time.monotonic() < until_s:
+                    time.sleep(0.05)
+                assert residency._tiers["vlm"].waiting == i
+            # Long enough to look in vain a few times.
+            time.sleep(2.5)
+    assert capsys.readouterr().out.count("cannot see what waits") == 2
+
+
+def test_nobody_would_wake_what_another_command_keeps() -> None:
+    """A run with a ledger of its own says so, and does not wait for ever; servers that stay awake are used."""
+    tiers = (Tier(name="vlm", model="m", residency="sleep"), Tier(name="other", model="m"))
+    profile = Profile(name="x", tiers=tiers)
+    require_wakers(profile, Servers(standing={"vlm": "http://127.0.0.1:1"}, kept=frozenset({"other"})), embedded=True)
+    require_wakers(profile, Servers(kept=frozenset({"vlm"})), embedded=False)
+    with pytest.raises(ConfigError, match=r"'vlm' sleeps, and natix-fleet vllm start.*natix-fleet vllm stop first"):
+        require_wakers(profile, Servers(kept=frozenset({"vlm"})), embedded=True)
 
 
 def test_a_server_that_follows_no_call_is_of_no_use() -> None:
