@@ -13,6 +13,8 @@ class Child:
     argv: Sequence[str]
     #: Added to this process's environment.
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    #: Names of this process's environment that are none of its business: others' secrets.
+    without: tuple[str, ...] = ()
     #: A file that its output is appended to; None: line by line to the supervisor's stream.
     log: Path | None = None
     #: Children that must be ready before it starts, and that outlive it in a drain.

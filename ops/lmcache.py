@@ -30,6 +30,7 @@ from configs.profile import Profile, Tier
 from ops.child import Child
 from ops.private_file import write_private
 from routing.address import ServerAddress, parse_address
+from workers.served import KEY_VARIABLE
 
 HOST = "127.0.0.1"
 #: Where VLM servers find LMCache, and where people find its /healthcheck, /status and /metrics.
@@ -49,6 +50,11 @@ _COMMANDS = "+get +set +del +exists +ping +info +dbsize +client|setinfo"
 
 #: Of LMCache's process and of each VLM server that asks it: no report goes out, no banner.
 ENVIRONMENT = {"LMCACHE_TRACK_USAGE": "false", "LMCACHE_DISABLE_BANNER": "1", "PYTHONHASHSEED": "0"}
+
+
+#: Of the fleet's environment neither they nor a VLM's server, which may run code that came with a checkpoint, get:
+#: logins that are none of their business, and vLLM's own key, which would lock the fleet out.
+NOT_THEIRS = ("REDIS_URL", "REDIS_URL_FILE", KEY_VARIABLE, BLOCKS_VARIABLE, "NATIX_FLEET_DATABASE", "VLLM_API_KEY")
 
 
 class Sizes(Struct, frozen=True):
@@ -171,6 +177,7 @@ def lmcache_child(
         name=CACHE,
         argv=argv,
         env=ENVIRONMENT | login,
+        without=NOT_THEIRS,
         log=folder / f"{CACHE}.log",
         after=after,
         ready=lambda: _healthy(f"http://{HOST}:{http_port}/healthcheck"),
@@ -216,8 +223,8 @@ def blocks_child(folder: Path, far_bytes: int, port: int = 0) -> tuple[Child, Se
         ) from error
     address = parse_address(f"redis://{_USER}:{password}@{HOST}:{port}/0")
     log = folder / f"{BLOCKS}.log"
-    child = Child(name=BLOCKS, argv=[binary, str(configuration)], log=log, ready=lambda: _answers(address))
-    return child, address
+    argv = [binary, str(configuration)]
+    return Child(name=BLOCKS, argv=argv, without=NOT_THEIRS, log=log, ready=lambda: _answers(address)), address
 
 
 def _given_blocks(environ: Mapping[str, str], ledger: ServerAddress | None) -> ServerAddress | None:

@@ -86,7 +86,9 @@ class Running:
             FleetError: there is no such command, or the system refuses to start it.
             DiskError: its log cannot be written.
         """
-        child, environment = self.child, os.environ | dict(self.child.env)
+        child = self.child
+        inherited = {name: value for name, value in os.environ.items() if name not in child.without}
+        environment = inherited | dict(child.env)
         if shutil.which(child.argv[0], path=environment.get("PATH")) is None:
             raise FleetError(f"{child.name} cannot be started: there is no command {child.argv[0]}")
         self._lines.clear()

@@ -23,7 +23,7 @@ from configs.errors import BusyError, ConfigError
 from configs.memory import devices_of, served
 from configs.profile import Profile, Tier
 from ops.child import Child
-from ops.lmcache import lmcache_children
+from ops.lmcache import NOT_THEIRS, lmcache_children
 from ops.lock import holder
 from ops.vllm_releases import installed_release
 from ops.vllm_server import ServerCommand, server_command, vllm_python
@@ -214,6 +214,7 @@ def _child(name: str, command: ServerCommand, folder: Path, after: tuple[str, ..
         name=name,
         argv=command.argv,
         env=command.env,
+        without=NOT_THEIRS,
         log=folder / f"{name}.log",
         after=after,
         ready=Health(command.health_url),

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,14 +20,17 @@ from configs.serving import Server
 from ops.child import Backoff, Child
 from ops.comeback import given_up
 from ops.fleet import fleet_children
+from ops.lmcache import BLOCKS_VARIABLE, NOT_THEIRS, lmcache_children
 from ops.roll import FLEET
 from ops.running import Running
+from ops.serve import DATABASE
 from ops.supervisor import Supervisor
-from ops.vllm_children import Health, Life, Servers, _stands, cause
+from ops.vllm_children import Health, Life, Servers, _child, _stands, cause
 from ops.vllm_server import ServerCommand
 from routing.address import parse_address
 from tests.test_supervisor import FOREVER, alive, poll_until, python
 from tests.vllm.real_server import free_port
+from workers.served import KEY_VARIABLE
 
 QUICK = Backoff(base_s=0.05, cap_s=0.1, settle_s=0.2, give_up_exits=2)
 #: Ready at once as long as the file is there; without it, it ends before it is ready.
@@ -238,6 +242,22 @@ def test_the_worker_of_a_served_tier_waits_as_long_as_its_server_may_take(tmp_pa
     address = parse_address("redis://127.0.0.1:1/0", "REDIS_URL")
     children = fleet_children(profile, "x", address, tmp_path, {}, None, servers=Servers())
     assert {child.name: child.ready_within_s for child in children} == {"collector": 120, "vlm": 560, "s": 120}
+
+
+def test_servers_do_not_get_the_fleets_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither vLLM nor LMCache nor its Valkey; the rest of the environment they do get."""
+    assert {"REDIS_URL", KEY_VARIABLE, BLOCKS_VARIABLE, DATABASE, "VLLM_API_KEY"} <= set(NOT_THEIRS)
+    for name in (*NOT_THEIRS, "HARMLESS"):
+        monkeypatch.setenv(name, "inherited-of-the-fleet")
+    argv = python("import os; print([n for n, v in os.environ.items() if v == 'inherited-of-the-fleet'], flush=True)")
+    command = ServerCommand("some-vlm", (), {}, "http://127.0.0.1:1", "http://127.0.0.1:1/health")
+    tiers = (Tier(name="vlm", model="qwen3-vl-4b-instruct", server=Server(lmcache=True, block_size=32)),)
+    children = lmcache_children(Profile(name="x", tiers=tiers), "python", tmp_path, None, environ={})
+    for child in (*children, _child("vlm-server", command, tmp_path, (), 1.0)):
+        stream = io.StringIO()
+        job = replace(child, argv=argv, log=None, ready=None, alive=None, lasting=False, after=())
+        Supervisor([job], QUICK, stream).run()
+        assert stream.getvalue().strip() == f"{child.name} | ['HARMLESS']"
 
 
 def test_a_port_that_somebody_else_has() -> None:
