@@ -26,6 +26,7 @@ from configs.prompt import load_prompt
 from configs.serving import Serving
 from routing.logs import without_secrets
 from workers.weights import find
+from workers.yes_no import NO, YES
 
 #: Names the interpreter that has llm-compressor; its packages and vLLM's cannot live together.
 PYTHON_VARIABLE = "NATIX_FLEET_PYTHON_QUANTIZE"
@@ -116,8 +117,11 @@ def print_quantised(key: str, bits: Bits, out: Path, photos: Path | None, sample
         "ignore": list(KEPT),
         "trust_remote_code": serving.trust_remote_code,
         "question": load_prompt(serving.prompt),
+        "yes": list(YES),
+        "no": list(NO),
         "calibration": [str(path) for path in seen] if bits == "int4" else [],
-        "compared": [str(path) for path in seen[:COMPARED]],
+        # The first token of a model that thinks is no answer.
+        "compared": [] if serving.thinking_tokens else [str(path) for path in seen[:COMPARED]],
     }
     how = f"GPTQ on {len(seen)} photos" if order["calibration"] else "to the nearest"
     click.echo(f"{key}: {SCHEMES[bits]}, {len(chosen)} of {len(tensors)} weights, rounded {how}", err=True)
@@ -127,6 +131,8 @@ def print_quantised(key: str, bits: Bits, out: Path, photos: Path | None, sample
     if compared.before:
         change = max(abs(b - a) for b, a in zip(compared.before, compared.after, strict=True))
         click.echo(f"largest change of the raw P(roadwork) on {len(compared.before)} photos: {change:.4f}")
+    elif seen:
+        click.echo(f"change of P(roadwork): not measured, {key} thinks before it answers", err=True)
     click.echo("It needs a calibrator of its own: fit one on its votes, the old one is of other numbers.", err=True)
 
 

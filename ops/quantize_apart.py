@@ -18,8 +18,6 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-#: First words of an answer, by what they mean.
-YES, NO = ("Yes", "yes", " Yes", " yes"), ("No", "no", " No", " no")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")
 
 
@@ -34,6 +32,9 @@ class Order(TypedDict):
     ignore: list[str]
     trust_remote_code: bool
     question: str
+    #: First words of an answer, by what they mean; those that are one token count.
+    yes: list[str]
+    no: list[str]
     #: Photos that GPTQ reads its weights' importance from; none: weights are rounded to the nearest.
     calibration: list[str]
     #: Photos whose probability is compared before and after.
@@ -109,12 +110,23 @@ def _asked(processor: Any, question: str, photo: str) -> Any:
     )
 
 
+def _single(tokenizer: Any, words: list[str]) -> list[int]:
+    """Tokens of the words that are one token each.
+
+    Raises:
+        SystemExit: none is, so there is no P(yes).
+    """
+    tokens = [tokenizer.encode(word, add_special_tokens=False) for word in words]
+    found = sorted({one[0] for one in tokens if len(one) == 1})
+    if not found:
+        sys.exit(f"its tokenizer has none of {', '.join(map(repr, words))} as a single token: leave --photos out")
+    return found
+
+
 def _probabilities(order: Order, checkpoint: str) -> list[float]:
     """P(yes) of each compared photo, by the first token of its answer."""
     model, processor = _loaded(order, checkpoint)
-    first = [
-        sorted({processor.tokenizer.encode(word, add_special_tokens=False)[0] for word in words}) for words in (YES, NO)
-    ]
+    first = [_single(processor.tokenizer, order[words]) for words in ("yes", "no")]
     found = []
     for photo in order["compared"]:
         asked = _asked(processor, order["question"], photo).to(model.device)

@@ -9,8 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from ops.quantize import Tensor, is_quantised
+import ops.quantize
+from configs.model import load_model
+from configs.serving import Serving
+from ops.quantize import Tensor, is_quantised, print_quantised
+from workers.yes_no import NO, YES
 
 ROOT = Path(__file__).parents[1]
 KEY = "qwen3-vl-4b-instruct"
@@ -141,3 +146,37 @@ def test_a_failure_leaves_no_half_checkpoint(tmp_path: Path) -> None:
 def test_the_language_model_is_quantised_and_nothing_else(name: str, shape: tuple[int, ...], quantised: bool) -> None:
     """Names as the checkpoints of Qwen3-VL, InternVL and LLaVA have them."""
     assert is_quantised(Tensor(name, "BF16", shape)) is quantised
+
+
+#: In place of llm-compressor: it writes what it was told to do beside the checkpoint, and says that it is done.
+NOTER = """#!{python}
+import json, pathlib, sys
+order = json.loads(sys.argv[-1])
+out = pathlib.Path(order["out"])
+out.mkdir(exist_ok=True)
+(out / "order.json").write_text(sys.argv[-1])
+found = [0.5] * len(order["compared"])
+print(json.dumps({{"written_by": "1", "before": found, "after": found}}))
+"""
+
+
+@pytest.mark.parametrize("thinks", [False, True])
+def test_probability_is_compared_where_the_first_token_is_the_answer(
+    tmp_path: Path, thinks: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the words that the fleet reads. A model that thinks says something else first: then there is no figure."""
+    checkpoint(tmp_path / "weights" / KEY, {LAYER: ("BF16", (2, 128))})
+    noter = tmp_path / "noter"
+    noter.write_text(NOTER.format(python=sys.executable))
+    noter.chmod(0o755)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").touch()
+    monkeypatch.setenv("NATIX_FLEET_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setenv("NATIX_FLEET_PYTHON_QUANTIZE", str(noter))
+    spec = replace(load_model(KEY), serving=Serving(thinking_tokens=64 * thinks))
+    monkeypatch.setattr(ops.quantize, "load_model", lambda _: spec)
+    print_quantised(KEY, "fp8", tmp_path / "out", tmp_path / "photos", 8)
+    assert ("not measured" in capsys.readouterr().err) == thinks
+    order = json.loads((tmp_path / "out/order.json").read_text())
+    assert (order["yes"], order["no"]) == (list(YES), list(NO))
+    assert len(order["compared"]) == (not thinks)
