@@ -88,17 +88,28 @@ def installed_release(python: str) -> str:
     return release
 
 
-def require(release: str, argv: Sequence[str]) -> None:
+def require(release: str, argv: Sequence[str], since: str = "") -> None:
     """Whether a release has what a command asks for.
 
+    Args:
+        release: of vLLM.
+        argv: of the command.
+        since: the oldest release that knows the model; empty: all that the fleet knows do.
+
     Raises:
-        ConfigError: it lacks a flag or a value, or it is none that the fleet knows.
+        ConfigError: it lacks the model, a flag or a value, or it is none that the fleet knows.
     """
     if release not in RELEASES:
         raise ConfigError(f"vLLM {release} is not known here: {', '.join(RELEASES)} are")
+    if since and _number(release) < _number(since):
+        raise ConfigError(f"vLLM {release} does not know this model, {since} is the first that does")
     lacks = RELEASES[release]
     for flag, value in zip(argv, [*argv[1:], ""], strict=True):
         if flag in lacks.flags:
             raise ConfigError(f"vLLM {release} has no {flag}")
         if value in lacks.values.get(flag, ()):
             raise ConfigError(f"vLLM {release} does not know {flag} {value}")
+
+
+def _number(release: str) -> list[int]:
+    return [int(part) for part in release.split(".")]

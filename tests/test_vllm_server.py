@@ -13,7 +13,7 @@ from configs.errors import ConfigError
 from configs.model import catalogue, load_model
 from configs.profile import Profile, load_profile, parse_profile
 from ops.cli import cli
-from ops.vllm_releases import RELEASES, installed_release
+from ops.vllm_releases import RELEASES, installed_release, require
 from ops.vllm_server import PYTHON_VARIABLE, ServerCommand, catalogue_commands, server_command, vllm_python
 
 CARDS = "".join(f'[[devices]]\nname = "cuda:{i}"\nmemory_bytes = 80_000_000_000\n' for i in range(4))
@@ -161,6 +161,10 @@ def test_what_a_release_lacks_is_refused() -> None:
     assert "int4_per_token_head" in command(server=server).argv
     with pytest.raises(ConfigError, match=r"vLLM 0\.22\.1 does not know --kv-cache-dtype int4_per_token_head"):
         command(server=server, release="0.22.1")
+    with pytest.raises(ConfigError, match=r"vLLM 0\.22\.1 does not know this model, 0\.30\.0 is the first that does"):
+        require("0.22.1", ["serve"], "0.30.0")
+    for since in ("0.8.3", "0.22.1"):
+        require("0.22.1", ["serve"], since)
     with pytest.raises(ConfigError, match=r"vLLM 0\.1\.0 is not known here: 0\.32\.0, 0\.22\.1 are"):
         command(release="0.1.0")
 
