@@ -18,7 +18,7 @@ _NAMED_PASSWORD = re.compile(r"((?:password|passwd|requirepass)=)[^\s&\"',;)]+",
 #: Without local variables, which structlog shows by default: redis-py holds the login in one of its own.
 _tracebacks = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
 #: Libraries whose news at "info" is of no use to who runs a fleet.
-_TALKATIVE = ("kombu", "redis", "tornado.access", "celery.redirected", "asyncio")
+_TALKATIVE = ("kombu", "redis", "tornado.access", "celery.redirected", "asyncio", "httpx2")
 
 
 def without_secrets(text: str) -> str:
