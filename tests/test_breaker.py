@@ -1,5 +1,7 @@
 """The circuit breaker: when a server is asked again, whatever order its failures and answers come in."""
 
+from copy import copy
+
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -53,17 +55,6 @@ def test_a_probe_that_fails_doubles_the_pause_up_to_a_bound() -> None:
     assert breaker.admits(now_s + 2)
 
 
-def test_a_probe_that_is_given_up_is_put_again() -> None:
-    """Its question was cancelled: the next one is the probe, without another pause."""
-    breaker = opened(Breaker(failures=3, open_s=2))
-    assert breaker.admits(2)
-    breaker.dropped(probe=False)
-    assert not breaker.admits(2)
-    breaker.dropped(probe=True)
-    assert breaker.admits(2)
-    assert not breaker.admits(2)
-
-
 def test_failures_of_questions_from_before_it_opened_change_nothing() -> None:
     """Sixty-three more that were in flight do not make the pause longer."""
     breaker = opened(Breaker(failures=3, open_s=2))
@@ -73,7 +64,7 @@ def test_failures_of_questions_from_before_it_opened_change_nothing() -> None:
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Questions begin and end in any order; beside the breaker, what is known of them."""
+    """Questions begin and end in any order, or are given up; a probe always ends, and there is one at a time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,34 +78,41 @@ class AnyOrder(RuleBasedStateMachine):
     def time_passes(self, passed_s: float) -> None:
         self.now_s += passed_s
 
+    @precondition(lambda self: self.breaker.state == "closed")
     @rule()
     def ask(self) -> None:
-        admitted = self.breaker.admits(self.now_s)
-        self.asked += admitted
-        self.probing |= admitted and self.breaker.state == "half-open"
+        assert self.breaker.admits(self.now_s)
+        self.asked += 1
+
+    @precondition(lambda self: self.breaker.state != "closed" and not self.probing)
+    @rule()
+    def probe(self) -> None:
+        self.probing = self.breaker.admits(self.now_s)
 
     @precondition(lambda self: self.asked)
-    @rule(end=st.sampled_from(["answered", "failed", "dropped"]), probe=st.booleans())
-    def end(self, end: str, probe: bool) -> None:
-        probe = self.probing and (probe or self.asked == 1)
+    @rule(end=st.sampled_from(["answered", "failed", "given up"]))
+    def end(self, end: str) -> None:
         self.asked -= 1
-        self.probing &= not probe
+        self._tell(end)
+
+    @precondition(lambda self: self.probing)
+    @rule(end=st.sampled_from(["answered", "failed"]))
+    def end_probe(self, end: str) -> None:
+        self.probing = False
+        self._tell(end)
+
+    def _tell(self, end: str) -> None:
+        if end == "answered":
+            self.breaker.answered()
         if end == "failed":
             self.breaker.failed(self.now_s)
             self.last_failed_s = self.now_s
-        elif end == "answered":
-            self.breaker.answered()
-        else:
-            self.breaker.dropped(probe=probe)
 
     @invariant()
     def never_shut_for_ever(self) -> None:
-        """With nothing in flight somebody may ask at the latest the longest pause after the last failure."""
-        if not self.asked and self.now_s > self.last_failed_s + 8:
-            was = self.breaker.state
-            assert self.breaker.admits(self.now_s)
-            if was != "closed":
-                self.breaker.dropped(probe=True)
+        """Without a probe somebody may ask at the latest the longest pause after the last failure."""
+        if not self.probing and self.now_s > self.last_failed_s + 8:
+            assert copy(self.breaker).admits(self.now_s)
 
 
 TestAnyOrder = AnyOrder.TestCase

@@ -195,7 +195,25 @@ def test_a_server_that_is_down_is_left_alone() -> None:
         assert time.monotonic() - start_s < 0.25
         assert len(server.asked) == 5
         time.sleep(0.3)
-        assert [served.ask(QUESTION, 1).text for _ in range(3)] == ["yes"] * 3
+        with ThreadPoolExecutor(16) as pool:
+            assert list(pool.map(lambda _: served.ask(QUESTION, 1).text, range(16))) == ["yes"] * 16
+    # Nobody's photo was the probe, and there was one.
+    assert server.asked.count({}) == 1
+
+
+def test_a_probe_that_is_not_answered_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for it waits no longer than it may take, also where the server takes a connection and says nothing."""
+    monkeypatch.setattr(workers.served, "PROBE_S", 0.2)
+    with rude(*[Reply(503)] * 5, Reply(after_s=1.0)) as server:
+        served = Served(server.url, "vlm", 5)
+        served.breaker = Breaker(failures=5, open_s=0.05)
+        with pytest.raises(EngineAwayError, match="says 503"):
+            served.ask(QUESTION, 1)
+        time.sleep(0.06)
+        start_s = time.monotonic()
+        with pytest.raises(EngineAwayError, match="is away"):
+            served.ask(QUESTION, 1)
+        assert 0.15 < time.monotonic() - start_s < 0.6
 
 
 def test_a_busy_server_is_not_down() -> None:
@@ -236,8 +254,8 @@ def test_a_connection_is_kept() -> None:
         assert len({headers["peer"] for headers in server.headers}) == 1
 
 
-def test_a_question_from_before_an_outage_is_not_its_probe() -> None:
-    """Given up while another one is the probe, it says nothing of that one: nobody else is let through."""
+def test_a_question_that_is_given_up_is_nobodys_probe() -> None:
+    """Neither one from before the outage nor one that waits for the look at the server: nobody else is let through."""
     with rude(Reply(after_s=0.6)) as server:
         served = Served(server.url, "vlm", 5)
         served.breaker = Breaker(failures=1, open_s=0.01)
@@ -247,13 +265,14 @@ def test_a_question_from_before_an_outage_is_not_its_probe() -> None:
             await asyncio.sleep(0.05)
             served.breaker.failed(time.monotonic())
             await asyncio.sleep(0.05)
-            probe = asyncio.create_task(served.request("POST", "/", dict, b"{}"))
+            late = asyncio.create_task(served.request("POST", "/", dict, b"{}"))
             await asyncio.sleep(0.05)
             states = [served.breaker.state]
-            for task in (old, probe):
+            for task in (old, late):
                 task.cancel()
                 await asyncio.wait([task])
                 states.append(served.breaker.state)
             return " ".join(states)
 
-        assert wait_for(cross()) == "half-open half-open open"
+        assert wait_for(cross()) == "half-open half-open half-open"
+    assert len(server.asked) == 2

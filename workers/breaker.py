@@ -25,7 +25,7 @@ class Breaker:
         self.state: State = "closed"
 
     def admits(self, now_s: float) -> bool:
-        """Whether one question may be asked now. Who is admitted says what became of it, by one of the verbs below."""
+        """Whether one may ask now. Who is admitted says what became of it, by one of the verbs below, in any case."""
         if self.state == "closed":
             return True
         if self.state == "open" and now_s >= self._until_s:
@@ -51,12 +51,3 @@ class Breaker:
             return
         self.state = "open"
         self._until_s = now_s + self._open_s
-
-    def dropped(self, *, probe: bool) -> None:
-        """The question was given up before its answer: a probe of which nothing is known is put again by the next.
-
-        Args:
-            probe: it was admitted half-open. One from before the opening says nothing of somebody else's probe.
-        """
-        if probe and self.state == "half-open":
-            self.state = "open"

@@ -42,7 +42,7 @@ class Reply(Struct, frozen=True):
             raise EngineAwayError(f"{url} answered with what this API has not: {error}") from None
 
 
-def why(error: aiohttp.ClientError) -> str:
+def why(error: Exception) -> str:
     """Why there is no reply, in the system's words where it has some."""
     number = error.errno if isinstance(error, aiohttp.ClientOSError) else None
     return os.strerror(number) if number else str(error) or type(error).__name__

@@ -8,7 +8,6 @@ import base64
 import os
 import random
 import time
-import weakref
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -20,10 +19,12 @@ from msgspec import Struct
 
 from configs.errors import ConfigError
 from workers.answer import Completion
-from workers.background import background, wait_for
+from workers.background import wait_for
 from workers.breaker import Breaker
+from workers.connections import connections
 from workers.deadline import deadline_s
 from workers.engines import EngineAwayError
+from workers.recovery import Recovery
 from workers.reply import Reply, why
 
 T = TypeVar("T")
@@ -38,8 +39,8 @@ KEY_VARIABLE = "NATIX_FLEET_VLM_KEY"
 CONNECT_S = 5.0
 #: For a word of the server about itself.
 LOOK_WITHIN_S = 5.0
-#: A connection that nobody used for this long is not used again: vLLM closes one after 5 s.
-KEEP_ALIVE_S = 4.0
+#: Of the question whether a server that was away is healthy again.
+PROBE_S = 2.0
 #: Retries of one question, up to 0.5, 1, 2 and 4 s apart.
 RETRIES, RETRY_BASE_S, RETRY_CAP_S = 4, 0.5, 4.0
 
@@ -104,12 +105,11 @@ class Served:
             sound = False
         if not sound:
             raise ConfigError(f"{url!r} is no URL of a served model: http://HOST:PORT is one")
-        self._session = wait_for(_session(in_flight, {"Authorization": f"Bearer {key}"} if key else {}))
+        self._session = connections(self, in_flight, {"Authorization": f"Bearer {key}"} if key else {})
         #: When a question was last answered, on the monotonic clock, and why one was not.
         self._answered_s = 0.0
         self._cause = ""
-        # An engine has no end of its own, so its connections end with the last that refers to it.
-        weakref.finalize(self, _close, self._session)
+        self._recovery = Recovery()
 
     def names(self) -> list[str]:
         """The models that the server has; empty when it does not say.
@@ -159,9 +159,8 @@ class Served:
         until_s = min(begun_s + self._timeout_s, deadline_s())
         cause = ""
         for tried in range(RETRIES + 1):
-            if not self.breaker.admits(time.monotonic()):
-                raise EngineAwayError(f"{self.url} is away: {cause or self._cause}")
-            probe = self.breaker.state == "half-open"
+            if not await self._recovery.over(self.breaker, self._look):
+                raise EngineAwayError(f"{self.url} is away: {self._cause}")
             wanted_s = 0.0
             try:
                 reply = await self._once(method, path, body, max(until_s - time.monotonic(), 0.001))
@@ -171,9 +170,6 @@ class Served:
             except aiohttp.ClientError as error:
                 cause = f"{self.url}: {why(error)}"
                 self._failed(cause)
-            except BaseException:
-                self.breaker.dropped(probe=probe)
-                raise
             else:
                 if reply.status == 200:
                     self._answered()
@@ -208,6 +204,18 @@ class Served:
             return reply.decoded(kind, self.url)
         kind_of_error = MistakenError if reply.status in _MISTAKEN else EngineAwayError
         raise kind_of_error(f"{self.url} says {reply.status} to {path}: {reply.reason()}")
+
+    async def _look(self) -> None:
+        """Whether it is healthy again; one that has no word for that is, if it answers."""
+        try:
+            reply = await self._once("GET", "/health", None, PROBE_S)
+        except (EngineAwayError, aiohttp.ClientError) as error:
+            self._failed(f"{self.url}: {why(error)}")
+        else:
+            if reply.status < 500:
+                self._answered(busy=True)
+            else:
+                self._failed(f"{self.url} says {reply.status}: {reply.reason()}")
 
     async def _once(self, method: str, path: str, body: bytes | None, left_s: float) -> "Reply":
         timeout = aiohttp.ClientTimeout(total=left_s, sock_connect=min(left_s, CONNECT_S))
@@ -273,15 +281,6 @@ class _Model(Struct, frozen=True):
 
 class _Models(Struct, frozen=True):
     data: list[_Model]
-
-
-async def _session(in_flight: int, headers: dict[str, str]) -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(limit=in_flight, keepalive_timeout=KEEP_ALIVE_S)
-    return aiohttp.ClientSession(connector=connector, headers=headers)
-
-
-def _close(session: aiohttp.ClientSession) -> None:
-    asyncio.run_coroutine_threadsafe(session.close(), background())
 
 
 def _message(turn: Turn) -> dict[str, Any]:
