@@ -260,7 +260,7 @@ def alternating(
     with it.residency, it.supervisor:
         yield it
     for rest in it.rests.values():
-        rest.close()
+        rest._client.close()
 
 
 def test_two_that_sleep_take_turns(alternating: Alternating, redis_client: redis.Redis, tmp_path: Path) -> None:
