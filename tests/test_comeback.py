@@ -41,6 +41,11 @@ WHILE = (
 )
 
 
+def never() -> bool:
+    """A busy machine takes longer to end a child than a child without a readiness check takes to count as ready."""
+    return False
+
+
 def phase(supervisor: Supervisor, name: str) -> str:
     return next(state.phase for state in supervisor.states if state.name == name)
 
@@ -71,7 +76,7 @@ def test_an_endless_child_comes_back_however_often_it_fails(tmp_path: Path) -> N
 
 def test_a_first_start_that_fails_is_its_last() -> None:
     """Nothing is tried again that costs minutes and ends the same way."""
-    child = Child(name="server", argv=python("import sys; sys.exit('no weights')"), endless=True)
+    child = Child(name="server", argv=python("import sys; sys.exit('no weights')"), ready=never, endless=True)
     supervisor = Supervisor([child], QUICK, io.StringIO())
     with pytest.raises(FleetError, match=r"(?s)server ended before it was ready, 1 time: exit status 1.*no weights"):
         supervisor.run()
@@ -290,7 +295,7 @@ def test_the_cause_is_the_first_exception(tmp_path: Path) -> None:
     two = cause(["pydantic.ValidationError: 1 validation error", "  Value error, too long", "    For more, see"])
     assert two[:2] == ["pydantic.ValidationError: 1 validation error", "  Value error, too long"]
     program = f"import sys; print({TRACEBACK!r}, 'later\\n' * 40); sys.exit(1)"
-    child = Child(name="server", argv=python(program), log=tmp_path / "log", endless=True, cause=cause)
+    child = Child(name="server", argv=python(program), log=tmp_path / "log", ready=never, endless=True, cause=cause)
     with pytest.raises(FleetError) as caught:
         Supervisor([child], QUICK).run()
     lines = str(caught.value).splitlines()
