@@ -85,8 +85,8 @@ def fit_student(
     """Fits one for a time, and gives its moving average in float32."""
     asked = Asked(words)
     net = untrained(words).to(desk.device).train()
-    extra = Projections(net).to(desk.device)
-    fitted = [*net.named_parameters(), *extra.named_parameters()]
+    projections = Projections(net).to(desk.device)
+    fitted = [*net.named_parameters(), *projections.named_parameters()]
     optimiser = torch.optim.AdamW(
         [
             {
@@ -109,7 +109,7 @@ def fit_student(
         with torch.autocast(desk.device.type, torch.bfloat16, enabled=desk.device.type == "cuda"):
             taught = lesson(teacher, pixels)
             tapped, tokens = see(net, pixels, TAP)
-            seen = extra(tapped, tokens, taught, shape)
+            seen = projections(tapped, tokens, taught, shape)
             question = (asked.last if step % 4 == 0 else asked.first)[shape]
             said = torch.where(labels > 0.5, asked.yes, asked.no)
             logits = answer(net, tokens, question, SHAPES[shape], said).float()
