@@ -87,7 +87,7 @@ def serve_tier(
     stop = TierStop(profile, tier, panel, load_inputs, owner, progress)
     if tier.residency == "sleep" and served(specs):
         stop.rests = Rest(client, tier.name, profile.server_url(tier))
-    owner.standby = Standby(stop.name, stop.serve)
+    owner.standby = Standby(stop.name, stop.serve, stop.rests)
     owner.start()
     stop.batcher.start()
     try:

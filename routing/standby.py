@@ -21,11 +21,14 @@ class Standby:
     Args:
         stop: its name in the ledger.
         serve: works until the stop is dry; how many batches it worked.
+        rests: whether ready work waits by choice.
     """
 
-    def __init__(self, stop: str, serve: Callable[[], int]) -> None:
+    def __init__(self, stop: str, serve: Callable[[], int], rests: Callable[[], bool] = lambda: False) -> None:
         self.stop = stop
         self._serve = serve
+        self._rests = rests
+        self._rested = False
         self._looked = False
         self._idle_ticks = 0
         self._ending = False
@@ -42,12 +45,18 @@ class Standby:
             ready: batches that wait at the stop.
             busy: this process has work in hand.
         """
-        idle = ready > 0 and not busy and not self._looked
+        waits = ready > 0 and not busy
+        rested, self._rested = self._rested, waits and self._rests()
+        # Who rested let its doorbells pass, and whoever wakes it rings none.
+        woken = rested and waits and not self._rested
+        idle = waits and not self._looked and not self._rested
         self._looked = False
         self._idle_ticks = self._idle_ticks + 1 if idle else 0
-        if self._idle_ticks < PATIENCE_TICKS or self._ending or (self._thread and self._thread.is_alive()):
+        deaf = self._idle_ticks >= PATIENCE_TICKS
+        if not (woken or deaf) or self._ending or (self._thread and self._thread.is_alive()):
             return
-        log.warning("no doorbell comes, serving without", stop=self.stop, ready=ready)
+        if deaf:
+            log.warning("no doorbell comes, serving without", stop=self.stop, ready=ready)
         self._thread = threading.Thread(target=self._serve_dry, name="standby", daemon=True)
         self._thread.start()
 

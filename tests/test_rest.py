@@ -1,5 +1,6 @@
 """A tier that rests claims nothing, rings for nothing, and goes on where it was."""
 
+import pytest
 import redis
 
 from routing.standby import PATIENCE_TICKS, Standby
@@ -19,10 +20,9 @@ def test_a_tier_is_told_to_rest(redis_client: redis.Redis) -> None:
     redis_client.delete(rest_key("vlm"))
     rest._looked_s -= LOOK_S
     assert not rest()
-    rest.close()
 
 
-def test_what_waits_for_a_tier_that_rests_waits(fleet: Fleet) -> None:
+def test_what_waits_for_a_tier_that_rests_waits(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
     """Neither a doorbell nor the standby takes it; afterwards it is served as ever."""
     fleet.admit(photos(8))
     stop = fleet.tier("first", sure)
@@ -32,16 +32,20 @@ def test_what_waits_for_a_tier_that_rests_waits(fleet: Fleet) -> None:
         served.append(stop.serve())
         return served[-1]
 
-    fleet.owner.standby = Standby("first", serve)
+    standby = fleet.owner.standby = Standby("first", serve, lambda: stop.rests())  # noqa: PLW0108 - set anew below
     stop.rests = lambda: True
     for _ in range(3 * PATIENCE_TICKS):
-        assert stop.serve() == 0
-        fleet.owner.standby.tick(8, busy=False)
+        standby.tick(8, busy=False)
+    assert stop.serve() == 0
     assert served == [], "the standby knows that it is by choice"
     assert fleet.ledger.snapshot(["first"]).use["ready:first"] == 8
     assert stop._serve_live()[0] == 0
+    assert "no doorbell" not in capsys.readouterr().out
     stop.rests = lambda: False
-    assert stop.serve() == 1
+    standby.tick(8, busy=False)
+    standby.end()
+    assert served[0] == 1, "woken, it goes on at the first tick: nobody rings for it"
+    assert "no doorbell" not in capsys.readouterr().out
     fleet.owner.standby = None
 
 

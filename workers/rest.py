@@ -74,10 +74,6 @@ class Rest:
                 self._look.release()
         return self._rests
 
-    def close(self) -> None:
-        """Gives its connection back."""
-        self._client.close()
-
     def _told(self) -> bool:
         try:
             return bool(self._server.exists(self._key))

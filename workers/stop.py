@@ -111,7 +111,7 @@ class Stop(ABC):
                     break
                 # The last look says so, whatever it finds: from then on writers ring again.
                 last = now_s - worked_s > IDLE_S
-                if self._resting():
+                if self.rests():
                     break
                 claim = self._claim(attending, last)
                 if claim is None or not claim.batches:
@@ -156,7 +156,7 @@ class Stop(ABC):
                         self.owner.doorbells.ring([self.name])
                         return worked, False
                 takes = len(pending) < LIVE_CLAIMS and not over and not self.ending.is_set()
-                claim = self._claim_live() if takes and not self._resting() else None
+                claim = self._claim_live() if takes and not self.rests() else None
                 if claim and claim.batches:
                     pending.append(self._live.submit(self._work, claim))
                     worked += len(claim.batches)
@@ -167,13 +167,6 @@ class Stop(ABC):
             for future in pending:
                 if error := future.exception():
                     log.error("live work failed", stop=self.name, exc_info=error)
-
-    def _resting(self) -> bool:
-        rests = self.rests()
-        if rests and self.owner.standby:
-            # Its doorbells work: it is by choice that ready work waits.
-            self.owner.standby.looked()
-        return rests
 
     def _claim_live(self) -> Claim | None:
         return self._ask(lambda: self.owner.claim(self.name, self.max_items, bulk_share=LIVE_ONLY))
