@@ -45,6 +45,8 @@ BLOCKS_VARIABLE = "NATIX_FLEET_KV_URL"
 REPLY_S, HEARTBEAT_S = 3, 2
 GIB = 1 << 30
 _USER = "lmcache"
+#: Who is asked for its health has so long for the answer, in which the supervisor waits. No proxy stands between.
+_ANSWER_S = 0.5
 #: What LMCache sends, and what a person needs to look at it.
 _COMMANDS = "+get +set +del +exists +ping +info +dbsize +client|setinfo"
 
@@ -245,14 +247,14 @@ def _given_blocks(environ: Mapping[str, str], ledger: ServerAddress | None) -> S
 
 def _healthy(url: str) -> bool:
     try:
-        return httpx2.get(url, timeout=1).status_code == httpx2.codes.OK
+        return httpx2.get(url, timeout=_ANSWER_S, trust_env=False).status_code == httpx2.codes.OK
     except httpx2.RequestError:
         return False
 
 
 def _answers(address: ServerAddress) -> bool:
     try:
-        with address.connect(socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
+        with address.connect(socket_timeout=_ANSWER_S, retry=Retry(NoBackoff(), 0)) as client:
             return bool(client.ping())
     except redis.exceptions.RedisError:
         return False

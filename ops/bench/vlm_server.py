@@ -67,7 +67,7 @@ class Served(Struct, frozen=True):
 
     def counters(self) -> Counter[str]:
         """Of COUNTERS, summed over its processes."""
-        text = httpx2.get(f"{self.url}/metrics", timeout=30).text
+        text = httpx2.get(f"{self.url}/metrics", timeout=30, trust_env=False).text
         totals: Counter[str] = Counter()
         for line in text.splitlines():
             name = line.partition("{")[0].partition(" ")[0]
@@ -129,7 +129,7 @@ def served(command: ServerCommand, log: Path, within_s: float) -> Iterator[Serve
 def healthy(url: str) -> bool:
     """Whether a server answers there."""
     try:
-        return httpx2.get(f"{url}/health", timeout=5).status_code == 200
+        return httpx2.get(f"{url}/health", timeout=5, trust_env=False).status_code == 200
     except httpx2.RequestError:
         return False
 
