@@ -107,13 +107,15 @@ def blocks(tmp_path: Path) -> Iterator[ServerAddress]:
 
 
 def test_a_full_valkey_gives_way(blocks: ServerAddress) -> None:
-    """Three times its memory is written and nothing refused; what came last is there, what came first is gone."""
+    """Three times its memory is written and nothing refused; what came last is there.
+
+    Which of the others are gone is chance: its clock for that ticks once a second.
+    """
     with blocks.connect() as client:
         for i in range(384):
             client.set(f"model@0@0@{i:04x}", bytes(65536))
         assert 0 < client.dbsize() < 128
         assert client.exists("model@0@0@017f")
-        assert not client.exists("model@0@0@0000")
 
 
 @pytest.mark.parametrize("command", ["FLUSHALL", "KEYS *", "CONFIG GET maxmemory", "EVAL return 0"])
