@@ -6,10 +6,12 @@ from pathlib import Path
 
 BUILDER = Path(__file__).parents[1] / "engines/tiny_vlm.py"
 WIDTH = 256
+#: One token each, so that P can be compared.
+WORDS = ("Yes", "No")
 
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[2]))
-    small, processor = runpy.run_path(str(BUILDER))["tiny_vlm"]()
+    small, processor = runpy.run_path(str(BUILDER))["tiny_vlm"](WORDS)
     config = small.config
     sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 4, "num_key_value_heads": 2}
     for name, value in (sizes | {"head_dim": 64}).items():
