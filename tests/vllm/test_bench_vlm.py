@@ -15,7 +15,7 @@ def test_bare_and_through_the_fleet(python: str, tmp_path: Path) -> None:
     out.write_text('{"quality": {"kept": 1}}')
     command = [sys.executable, "-m", "ops.bench.vlm", "--shape", "tiny", "--side-px", "96", "--device", "cpu"]
     command += ["--python", python, "--eager", "--block-size", "32", "--in-flight", "4,12", "--clients", "2"]
-    command += ["--warm-up-s", "2", "--window-s", "2", "--windows", "2", "--most-per-s", "500", "--rounds", "1"]
+    command += ["--warm-up-s", "2", "--window-s", "4", "--windows", "2", "--most-per-s", "500", "--rounds", "1"]
     command += ["--workers", "1", "--worker-in-flight", "12", "--max-batch", "12", "--out", str(out)]
     # Photos are not remembered at all; of the prompt what all have in common may be.
     command += ["--variant", "usual: --enable-prefix-caching", "--variant", "refused: --no-such-flag"]
@@ -35,7 +35,7 @@ def test_bare_and_through_the_fleet(python: str, tmp_path: Path) -> None:
         assert heard["failed"] == 0, heard["failure"]
         assert len(heard["photos_per_s"]) == 2
         # The windows are within the run, and what is in flight waits as long as Little's law says.
-        assert 0 < sum(heard["photos_per_s"]) * 2 <= heard["answered"] <= heard["photos"]
+        assert 0 < sum(heard["photos_per_s"]) * 4 <= heard["answered"] <= heard["photos"]
         assert heard["p50_ms"] <= heard["p99_ms"]
         assert 9 < heard["prompt_tokens"] < 100
         assert point["prefix_hits"] < 0.01
