@@ -57,10 +57,10 @@ layers: $(VENV)/dev.stamp ## Who may import whom (import-linter)
 	$(BIN)/lint-imports
 
 unit: $(VENV)/dev.stamp ## The tests, on a real server that they start themselves
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/vllm
 
 faults: $(VENV)/dev.stamp ## The longer tests under faults; CI runs them after make test
-	$(BIN)/python -m pytest -m "faults and not slow"
+	$(BIN)/python -m pytest --ignore=tests/vllm -m "faults and not slow"
 
 # An environment of its own: torch and the libraries of the engines, several GB where torch comes with CUDA.
 $(ENGINES)/stamp: pyproject.toml ops/cpu_torchvision.py
