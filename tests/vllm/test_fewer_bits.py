@@ -12,7 +12,7 @@ import pytest
 from ops.quantize import heads
 from tests.vllm.conftest import NAME, ROOT
 from tests.vllm.real_server import real_server
-from tests.vllm.test_lmcache import ask, photo_file, say
+from tests.vllm.test_kv_blocks import ask, photo_file, say
 
 COMPRESSOR = "NATIX_FLEET_PYTHON_QUANTIZE"
 QUANTIZE = [sys.executable, "-m", "ops.cli", "quantize"]
