@@ -175,7 +175,8 @@ def test_a_server_that_is_away() -> None:
         engine = agent(busy.url)
         with pytest.raises(EngineAwayError, match="says 503: loading"):
             scores_of(engine, photos(3))
-    with pytest.raises(EngineAwayError, match="refused"):
+    # After so many failures it is not asked at once, so that what it said last stands.
+    with pytest.raises(EngineAwayError, match="refused|is away"):
         scores_of(engine, photos(3))
 
 
