@@ -176,7 +176,7 @@ def test_a_server_that_is_away() -> None:
         with pytest.raises(EngineAwayError, match="says 503: loading"):
             scores_of(engine, photos(3))
     # After so many failures it is not asked at once, so that what it said last stands.
-    with pytest.raises(EngineAwayError, match="refused|is away"):
+    with pytest.raises(EngineAwayError, match=r"refused|is away"):
         scores_of(engine, photos(3))
 
 
