@@ -89,14 +89,14 @@ def serve_tier(
         stop.rests = Rest(client, tier.name, profile.server_url(tier))
     owner.standby = Standby(stop.name, stop.serve, stop.rests)
     owner.start()
-    stop.batcher.start()
+    stop.scorer.start()
     try:
         # One more: it looks for live work while all others are busy.
         run_celery(app, stop, tier.threads + 1, lambda: _say_ready(owner))
     finally:
         stop.ending.set()
         owner.standby.end()
-        stop.batcher.stop()
+        stop.scorer.stop()
         owner.stop()
 
 

@@ -69,5 +69,5 @@ def fleet(server: EmbeddedServer, redis_client: redis.Redis, tmp_path: Path) -> 
         fleet = Fleet(server, redis_client, database)
         yield fleet
         for stop in fleet.started:
-            stop.batcher.stop()
+            stop.scorer.stop()
         audit(redis_client).raise_for_problems()

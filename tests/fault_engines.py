@@ -1,5 +1,6 @@
 """Engines for tests of delivery: they score, abstain or fail as a test says. No model; no profile can name them."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,6 +36,27 @@ class FaultEngine:
         self.batches.append(list(inputs))
         self._before()
         return [self._score_of(position) for position in inputs]
+
+
+class Served(FaultEngine):
+    """As of a served model, whose server takes so long over each question, however many it is asked at once."""
+
+    def __init__(self, score_of: Callable[[int], float | None], answer_s: float) -> None:
+        super().__init__(score_of)
+        self._answer_s = answer_s
+
+    async def ask(self, one: int) -> float | None:
+        """A position's logit."""
+        await asyncio.sleep(self._answer_s)
+        return self._score_of(one)
+
+    def prepare_stored(self, data: bytes | None, shot: Shot) -> Any:  # noqa: ARG002 - the contract's
+        """Never called: positions are not stored."""
+        return data
+
+    def take_counts(self) -> dict[str, int]:
+        """Nothing."""
+        return {}
 
 
 def load_positions(items: Sequence[Item]) -> list[tuple[int] | PhotoError]:

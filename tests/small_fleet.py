@@ -31,7 +31,7 @@ from routing.ledger import Ledger
 from routing.logs import configure_logging
 from routing.messages import Item
 from routing.store import ServerPhotos
-from tests.fault_engines import FaultEngine
+from tests.fault_engines import FaultEngine, Served
 from workers.verdicts import VerdictDatabase
 
 FIRST, SECOND = "first", "second"
@@ -45,6 +45,8 @@ class Faults(Struct, frozen=True, forbid_unknown_fields=True):
 
     #: Each device batch takes this long.
     slow_s: float = 0.0
+    #: It is a served model, and each answer takes this long; 0: it is a device.
+    answer_s: float = 0.0
     #: Positions that end their worker by SIGKILL, by a segmentation fault, or raise.
     kills: tuple[int, ...] = ()
     segfaults: tuple[int, ...] = ()
@@ -235,7 +237,7 @@ def faulty_engine(faults: Faults, *, last_tier: bool) -> FaultEngine:
         while faults.hangs_while and Path(faults.hangs_while).exists():
             time.sleep(0.05)
 
-    return FaultEngine(score, before)
+    return Served(score, faults.answer_s) if faults.answer_s else FaultEngine(score, before)
 
 
 def main() -> None:

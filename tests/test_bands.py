@@ -125,7 +125,7 @@ def banded(
 
         yield of
         for stop in started[0].started:
-            stop.batcher.stop()
+            stop.scorer.stop()
         audit(redis_client).raise_for_problems()
 
 

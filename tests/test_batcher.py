@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from tests.fault_engines import solo
-from workers.batcher import GOOD_BATCHES, OVERDUE
+from workers.batcher import GOOD_BATCHES
 from workers.batcher import Batcher as PanelBatcher
 from workers.engines import DeviceMemoryError, Engine, EngineAwayError, Shot
 from workers.panel import ContractError
 from workers.progress import Progress
+from workers.scorer import OVERDUE
 
 
 class Echo:

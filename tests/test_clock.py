@@ -55,7 +55,7 @@ def fleet(server: EmbeddedServer, redis_client: Any, tmp_path: Path, stepped: St
         fleet = Fleet(server, redis_client, database, clock_us=stepped)
         yield fleet
         for stop in fleet.started:
-            stop.batcher.stop()
+            stop.scorer.stop()
         audit(redis_client).raise_for_problems()
 
 

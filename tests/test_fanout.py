@@ -12,20 +12,22 @@ import pytest
 import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from PIL import Image
 
 from configs.errors import PhotoError
+from configs.serving import Server
 from routing.store import ServerPhotos
 from tests.fault_engines import load_positions, solo
 from tests.test_stops import PROFILE, Fleet
 from tests.test_stops import photos as positions
 from workers.background import background
-from workers.batcher import OVERDUE, EndingError, Outcome
 from workers.engines import EngineAwayError, Shot
 from workers.fanout import Fanout
 from workers.panel import ContractError, Member, Panel
 from workers.photos import photo_loader
 from workers.progress import Progress
+from workers.scorer import LEFT, OVERDUE, EndingError, Outcome
 from workers.tier import TierStop
 
 
@@ -269,6 +271,27 @@ def test_the_end(pool: ThreadPoolExecutor) -> None:
     assert not fan._questions
 
 
+def test_a_process_that_ends_begins_no_more_questions(pool: ThreadPoolExecutor) -> None:
+    """Those in flight end, what waits is left to others, as is what comes later; a suspect has its turn."""
+    engine = Slow()
+    fan = Fan(engine, 2)
+    engine.hold()
+    works = [pool.submit(fan.score, [1.0, 2.0, 3.0, 4.0], "bulk"), pool.submit(fan.score, [5.0], "live")]
+    until(lambda: engine.now == 2 and queued(fan) == 2)
+    suspect = pool.submit(fan.alone, lambda: None, "bulk")
+    until(lambda: queued(fan) == 3)
+    fan.leave()
+    assert works[1].result(5)[0] == [LEFT]
+    assert fan.score([6.0, 7.0], "live")[0] == [LEFT, LEFT]
+    assert not works[0].done()
+    assert not suspect.done()
+    engine.let_go()
+    assert works[0].result(5)[0] == [1.0, 2.0, LEFT, LEFT]
+    suspect.result(5)
+    assert engine.asked == [1.0, 2.0]
+    fan.stop()
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     st.lists(
@@ -338,7 +361,7 @@ def test_a_tier_asks_on_a_real_ledger(fleet: Fleet) -> None:
     engine = Positions(lambda one: 0.001 * (one % 3))
     panel = Panel("first", [Member(PROFILE.models()["first"][0], engine)])
     stop = TierStop(PROFILE, tier, panel, load_positions, fleet.owner, Progress())
-    assert isinstance(stop.batcher, Fanout)
+    assert isinstance(stop.scorer, Fanout)
     fleet.started.append(stop)
     last = fleet.tier("second", lambda _: 0.0)
     fleet.admit(positions(40))
@@ -365,3 +388,26 @@ def test_a_stored_photo_is_not_decoded_for_a_server(redis_client: redis.Redis) -
     store.put(items[0].source, [(0, b"stored as it is"), (1, b"and the next")])
     found = photo_loader(store, solo(Slow()), lambda: None)(items)
     assert [one[0] for one in found if not isinstance(one, PhotoError)] == [b"stored as it is", b"and the next"]
+
+
+def test_what_was_left_is_another_ones_at_once(fleet: Fleet, pool: ThreadPoolExecutor) -> None:
+    """Told to end in the middle of a claim, a tier settles what it asked, and gives the rest back without a fault."""
+    engine = Slow()
+    panel = Panel("first", [Member(PROFILE.models()["first"][0], engine)])
+    tier = replace(PROFILE.tier("first"), server=Server(in_flight=3))
+    stop = TierStop(PROFILE, tier, panel, lambda items: [(-5.0,) for _ in items], fleet.owner, Progress())
+    fleet.started.append(stop)
+    fleet.admit(positions(10))
+    engine.hold()
+    serving = pool.submit(stop.serve)
+    until(lambda: engine.now == 3)
+    stop.ending.set()
+    stop.hurry()
+    engine.let_go()
+    assert serving.result(5) >= 1
+    tally = fleet.ledger.snapshot(["first"]).tallies["first"]
+    assert tally["scored"] == len(engine.asked) == 3
+    # Ready, and not put off to a later time.
+    heir = fleet.tier("first", lambda _: -5.0)
+    heir.serve()
+    assert fleet.ledger.snapshot(["first"]).tallies["first"]["scored"] == 10

@@ -171,7 +171,7 @@ def test_no_photo_is_loaded_beside_a_suspect(fleet: Fleet) -> None:
 
     tier = msgspec.structs.replace(PROFILE.tier("first"), max_batch=1)
     stop = TierStop(PROFILE, tier, solo(FaultEngine(sure)), load, fleet.owner, Progress())
-    stop.batcher.start()
+    stop.scorer.start()
     fleet.started.append(stop)
     threads = [threading.Thread(target=stop.serve) for _ in range(3)]
     for thread in threads:

@@ -134,7 +134,7 @@ def test_a_deadline_that_comes_in_the_queue_settles(fleet: Fleet) -> None:
     fleet.admit(photos(3, source="s-3", deadline_ms=now_ms + 1500))
     waiter = threading.Thread(target=first.serve)
     waiter.start()
-    until(lambda: any(first.batcher._waiting["bulk"]))
+    until(lambda: any(first.scorer._waiting["bulk"]))
     time.sleep(max(0.0, (now_ms + 1600) / 1000 - time.time()))
     free.set()
     holder.join(20)
@@ -179,7 +179,7 @@ def test_a_thread_that_hangs_is_seen_beside_others_that_work(fleet: Fleet) -> No
         return [(item.position,) for item in items]
 
     stop = TierStop(PROFILE, tier, solo(FaultEngine(sure)), load, fleet.owner, progress)
-    stop.batcher.start()
+    stop.scorer.start()
     fleet.started.append(stop)
     fleet.admit(photos(1, source="s-hangs"))
     hung = threading.Thread(target=stop.serve)

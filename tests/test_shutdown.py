@@ -12,8 +12,10 @@ from typing import Self
 
 import pytest
 import redis
+from msgspec.structs import replace
 
 from configs.profile import COLLECTOR, Delivery
+from configs.serving import Server
 from ops.child import Event
 from ops.roll import FLEET
 from ops.server import EmbeddedServer
@@ -66,6 +68,21 @@ def test_sigterm_under_load_drains(tmp_path: Path, server: EmbeddedServer, redis
         # As when its terminal closes.
         assert end(fleet, FIRST, number=signal.SIGHUP) == [0]
         require_balanced(fleet, redis_client, 1000)
+    assert reaped(redis_client) == 0
+
+
+def test_a_slow_server_is_not_waited_for(tmp_path: Path, server: EmbeddedServer, redis_client: redis.Redis) -> None:
+    """A worker with hundreds of questions before it ends after those in flight; the rest is back at once."""
+    tiers = PATIENT.tiers
+    profile = replace(PATIENT, tiers=(replace(tiers[0], server=Server(in_flight=16)), *tiers[1:]))
+    with SmallFleet(tmp_path, server, profile, faults={FIRST: Faults(answer_s=0.8)}) as fleet:
+        fleet.feed("s", 400)
+        fleet.until(lambda: holds(fleet, FIRST))
+        begun_s = time.monotonic()
+        # What it claimed is a hundred and more: 5 s and more in flights of 16.
+        assert end(fleet, FIRST) == [0]
+        assert time.monotonic() - begun_s < 4
+        require_balanced(fleet, redis_client, 400)
     assert reaped(redis_client) == 0
 
 

@@ -22,10 +22,10 @@ from routing.owner import Owner
 from routing.patience import StoreAwayError, passing
 from routing.store import FilePhotos, ServerPhotos
 from tests.fault_engines import FaultEngine, load_positions
-from workers.batcher import EndingError
 from workers.collector import CollectorStop
 from workers.panel import Member, Panel
 from workers.progress import Progress
+from workers.scorer import EndingError
 from workers.tier import TierStop
 from workers.verdicts import VerdictDatabase
 
@@ -67,7 +67,7 @@ class Fleet:
         self.engines.append(FaultEngine(scores))
         panel = Panel(name, [Member(PROFILE.models()[name][0], self.engines[-1], tier.weight)])
         stop = TierStop(PROFILE, tier, panel, load_positions, self.owner, Progress())
-        stop.batcher.start()
+        stop.scorer.start()
         self.started.append(stop)
         return stop
 
@@ -318,7 +318,7 @@ def test_a_store_that_is_away_is_waited_for(tmp_path: Path) -> None:
 def test_work_after_the_end_is_refused(fleet: Fleet) -> None:
     """A thread that comes late to a stopped device thread is told so, instead of waiting for ever."""
     stop = fleet.tier("first", sure)
-    stop.batcher.stop()
+    stop.scorer.stop()
     fleet.started.clear()
     with pytest.raises(EndingError):
-        stop.batcher.score([1], "bulk")
+        stop.scorer.score([1], "bulk")

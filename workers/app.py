@@ -87,8 +87,9 @@ def _end_at_once(*_: object) -> None:
 
 
 def _bound_drain(stop: Stop) -> None:
-    """Ends this process when it does not end by itself: a device that hangs, a server that is silent."""
+    """Hurries the end; ends this process when it does not end by itself: a device hangs, a server is silent."""
     stop.ending.wait()
+    stop.hurry()
     time.sleep(DRAIN_S)
     log.critical("not drained, ending this process", drain_s=DRAIN_S)
     # By a thread: without a server it tries for much longer.

@@ -9,19 +9,18 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import structlog
-from msgspec import Struct
 
 from routing.owner import STALLED
 from workers.background import background, wait_for
-from workers.batcher import OVERDUE, EndingError, Outcome
 from workers.engines import EngineAwayError
 from workers.panel import Panel
 from workers.progress import Progress
+from workers.scorer import LEFT, OVERDUE, Outcome, Scorer, Work
 
 log = structlog.get_logger(__name__)
 
@@ -29,24 +28,7 @@ log = structlog.get_logger(__name__)
 TURN_S = 0.5
 
 
-class _Work(Struct):
-    inputs: Sequence[Any]
-    outcomes: list[Outcome]
-    finished: threading.Event
-    lane: str
-    #: When each input is overdue, on the monotonic clock; empty: never.
-    due_s: Sequence[float] = ()
-    #: It wants nothing in flight beside it: ``finished`` is set when that is so, and nothing starts until it is over.
-    alone: bool = False
-    #: Inputs whose question was begun, and ended.
-    taken: int = 0
-    done: int = 0
-    error: Exception | None = None
-    #: Its questions' part of the time in which any was in flight, in seconds.
-    share_s: float = 0.0
-
-
-class Fanout:
+class Fanout(Scorer):
     """Asks about inputs from many threads; what workers.batcher.Batcher is to a device, this is to a server.
 
     Args:
@@ -57,23 +39,17 @@ class Fanout:
     """
 
     def __init__(self, panel: Panel, in_flight: int, progress: Progress, bulk_share: float = 0.2) -> None:
-        self._panel = panel
+        super().__init__(panel, progress, bulk_share)
         self._most = in_flight
-        self._progress = progress
+        # The loop's alone from here on, and so are the queues and their turns.
         self._loop = background()
-        # The loop's alone from here on, but for _ending.
-        self._waiting: dict[str, deque[_Work]] = {"live": deque(), "bulk": deque()}
-        #: So many questions in a row pass over bulk that waits; the next one is bulk's.
-        self._patience = 1 / bulk_share - 1 if bulk_share else math.inf
-        self._passed_over = 0
         self._questions: set[asyncio.Task[None]] = set()
         self._alone = False
         #: Seconds that one question would have had if the time were divided among those in flight; and until when.
         self._shared_s = self._shared_until_s = 0.0
         self._turning: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
-        self._ending = False
-        self._door = threading.Lock()
+        self._leaving = False
 
     def start(self) -> None:
         """Nothing: the background loop runs."""
@@ -84,25 +60,9 @@ class Fanout:
             self._ending = True
         wait_for(self._drained())
 
-    def score(self, inputs: Sequence[Any], lane: str, due_s: Sequence[float] = ()) -> tuple[list[Outcome], float]:
-        """Asks about inputs, blocking; live ones go before bulk.
-
-        Args:
-            inputs: prepared photos.
-            lane: live or bulk.
-            due_s: when each input is overdue, on the monotonic clock, whether it was asked about or not; empty: never.
-
-        Returns:
-            What became of each input, in their order; and the part of the server's time that these had, in seconds.
-
-        Raises:
-            Exception: what the engine raised for one of them; the others were asked about all the same.
-        """
-        if not inputs:
-            return [], 0.0
-        work = _Work(inputs, [OVERDUE] * len(inputs), threading.Event(), lane, due_s)
-        self._await(work)
-        return work.outcomes, work.share_s
+    def leave(self) -> None:
+        """Questions in flight end; no other is begun, but for those of suspects: a server may take long over each."""
+        self._loop.call_soon_threadsafe(self._leave)
 
     def alone(self, task: Callable[[], None], lane: str) -> None:
         """Runs a task in this thread, which may score_now(), while nothing else is in flight.
@@ -110,7 +70,7 @@ class Fanout:
         Raises:
             Exception: what the task raised.
         """
-        self._await(_Work([None], [OVERDUE], threading.Event(), lane, alone=True))
+        self._await(Work([None], [OVERDUE], threading.Event(), lane, alone=task))
         try:
             task()
         finally:
@@ -121,19 +81,33 @@ class Fanout:
         with self._progress.elsewhere():
             return wait_for(self._asked(one, math.inf))
 
-    def _await(self, work: _Work) -> None:
-        with self._door:
-            if self._ending:
-                raise EndingError("the fan-out has ended")
-            self._loop.call_soon_threadsafe(self._take, work)
-        with self._progress.elsewhere():
-            work.finished.wait()
-        if work.error is not None:
-            raise work.error
+    def _put(self, work: Work) -> None:
+        self._loop.call_soon_threadsafe(self._take, work)
 
-    def _take(self, work: _Work) -> None:
-        self._waiting[work.lane].append(work)
-        self._pump()
+    def _take(self, work: Work) -> None:
+        if self._leaving and not work.alone:
+            self._let_be(work)
+        else:
+            self._waiting[work.lane].append(work)
+            self._pump()
+
+    def _leave(self) -> None:
+        self._leaving = True
+        for lane, works in self._waiting.items():
+            for work in works:
+                if not work.alone:
+                    self._let_be(work)
+            self._waiting[lane] = deque(work for work in works if work.alone)
+        self._idle.set()
+
+    def _let_be(self, work: Work) -> None:
+        """What of it was not begun is left."""
+        for place in range(work.taken, len(work.inputs)):
+            work.outcomes[place] = LEFT
+        work.done += len(work.inputs) - work.taken
+        work.taken = len(work.inputs)
+        if work.done == len(work.inputs):
+            work.finished.set()
 
     def _over(self) -> None:
         self._alone = False
@@ -157,14 +131,14 @@ class Fanout:
             log.critical("the fan-out failed, ending this process", exc_info=True)
             os._exit(STALLED)
 
-    def _next(self) -> _Work | None:
+    def _next(self) -> Work | None:
         """The work whose question is next: live before bulk, but bulk once it was passed over often enough."""
         live, bulk = self._waiting["live"], self._waiting["bulk"]
         if live and bulk:
             return bulk[0] if self._passed_over >= self._patience else live[0]
         return live[0] if live else bulk[0] if bulk else None
 
-    def _begin(self, work: _Work) -> None:
+    def _begin(self, work: Work) -> None:
         passed_over = work.lane == "live" and bool(self._waiting["bulk"])
         self._passed_over = self._passed_over + 1 if passed_over else 0
         place = work.taken
@@ -184,12 +158,12 @@ class Fanout:
         self._idle.set()
         self._pump()
 
-    async def _ask(self, work: _Work, place: int) -> None:
+    async def _ask(self, work: Work, place: int) -> None:
         begun_s = self._shared_s
         due_s = work.due_s[place] if work.due_s else math.inf
         outcome = await self._asked(work.inputs[place], due_s)
         self._pass_time()
-        work.share_s += self._shared_s - begun_s
+        work.spent_s += self._shared_s - begun_s
         if isinstance(outcome, Exception) and not isinstance(outcome, EngineAwayError):
             work.error = outcome
         else:

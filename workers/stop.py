@@ -76,6 +76,10 @@ class Stop(ABC):
     def work(self, claim: Claim) -> None:
         """Takes a claim's batches to their children in the ledger."""
 
+    @abstractmethod
+    def hurry(self) -> None:
+        """The process was told to end: what is in hand may be cut short. Called once, in a thread of its own."""
+
     def serve(self) -> int:
         """The body of the task that a doorbell starts: works until the stop is dry; returns the batches worked."""
         worked, entered = 0, self._enter()

@@ -20,7 +20,7 @@ from routing.failpoints import Window, failpoint
 from routing.messages import Child, Claimed, Item, Verdict, decode_items
 from routing.owner import Owner
 from routing.refusals import Lost
-from workers.batcher import Batcher, EndingError, Outcome, Overdue
+from workers.batcher import Batcher
 from workers.engines import EngineAwayError
 from workers.fanout import Fanout
 from workers.gate import Gate
@@ -28,6 +28,7 @@ from workers.overload import Mark
 from workers.panel import Panel
 from workers.photos import LoadInputs
 from workers.progress import Progress
+from workers.scorer import EndingError, Left, Outcome, Overdue, Scorer
 from workers.stop import Stop
 
 log = structlog.get_logger(__name__)
@@ -66,7 +67,7 @@ class _Alone(Struct):
 
 
 class TierStop(Stop):
-    """One tier in one process. work() runs in several threads at once; the device is the batcher's.
+    """One tier in one process. work() runs in several threads at once; the device or the server is the scorer's.
 
     Args:
         profile: the fleet.
@@ -96,11 +97,15 @@ class TierStop(Stop):
         #: Photos are loaded together; a suspect is loaded and scored alone.
         self._gate = Gate(progress)
         bulk_share = profile.delivery.bulk_share
-        self.batcher: Batcher | Fanout = (
+        self.scorer: Scorer = (
             Fanout(panel, tier.server.in_flight, progress, bulk_share)
             if panel.asked
             else Batcher(panel, tier.max_batch, progress, bulk_share)
         )
+
+    def hurry(self) -> None:
+        """What would be long in beginning is left to other processes."""
+        self.scorer.leave()
 
     def work(self, claim: Claim) -> None:
         """Takes a claim from pixels to its children in the ledger."""
@@ -127,7 +132,7 @@ class TierStop(Stop):
         with self._gate.together():
             ended, sound, inputs = self._load(items, since)
         try:
-            outcomes, device_s = self.batcher.score(inputs, lane, since.due_s(sound))
+            outcomes, device_s = self.scorer.score(inputs, lane, since.due_s(sound))
         except EndingError:
             raise
         except Exception:
@@ -160,7 +165,7 @@ class TierStop(Stop):
                 continue
             tried = _Alone()
             try:
-                self.batcher.alone(partial(self._try, claim, batch, i, item, since, tried), batch.lane)
+                self.scorer.alone(partial(self._try, claim, batch, i, item, since, tried), batch.lane)
             except Lost:
                 return
             device_s += tried.device_s
@@ -180,7 +185,7 @@ class TierStop(Stop):
             self.patiently(partial(self.owner.ledger.mark, claim.owner, batch, index))
             tried.ended, _, inputs = self._load([item], since)
             begun_s = time.monotonic()
-            tried.outcomes = [self.batcher.score_now(one) for one in inputs]
+            tried.outcomes = [self.scorer.score_now(one) for one in inputs]
             tried.device_s = time.monotonic() - begun_s
             self.patiently(partial(self.owner.ledger.mark, claim.owner, batch, NOBODY))
 
@@ -222,12 +227,16 @@ class TierStop(Stop):
         lane = batches[0].lane
         climbing: dict[str, list[Item]] = {}
         waiting: list[Item] = []
+        left: list[Item] = []
         abstained = scored = 0
         tier, nexts, fitted = self._tier, self._nexts, self._profile.consensus
         overloaded = [mark.tier.name for mark in self._marks if self.patiently(mark.over)]
         for item, outcome in zip(items, outcomes, strict=True):
             if isinstance(outcome, EngineAwayError):
                 waiting.append(item)
+                continue
+            if isinstance(outcome, Left):
+                left.append(item)
                 continue
             if isinstance(outcome, Overdue):
                 ended.append(settle_held(item, now_ms, "deadline", self.name, fitted))
@@ -241,7 +250,7 @@ class TierStop(Stop):
                 ended.append(end)
             else:
                 climbing.setdefault(end, []).append(voted)
-        children = [*failed, *self._wait(waiting, lane, now_ms, apart=apart)]
+        children = [*failed, *self._wait(waiting, lane, now_ms, apart=apart), *self._children(left, self.name, lane)]
         if ended:
             children.append(verdict_batch(ended, lane))
         for way, climbers in climbing.items():
