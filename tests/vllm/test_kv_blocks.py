@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import httpx2
@@ -169,8 +170,14 @@ def test_blocks_outlive_both_processes(python: str, tiny: Path, beside: Beside, 
         first = beside.pid(CACHE)
         beside.until(lambda: beside.pid(CACHE) not in {first, None})
         beside.until(beside.ready)
-        ask(url, 50)
-        say(f"blocks in the new Valkey: {beside.until(lambda: beside.keys() > 0):.1f} s")
+        more = count(50)
+
+        def stored() -> bool:
+            # Of what vLLM computes before it has met the new LMCache nothing is kept.
+            ask(url, next(more))
+            return beside.keys() > 0
+
+        say(f"blocks in the new Valkey: {beside.until(stored):.1f} s")
 
 
 def test_the_password_is_in_no_argument_and_no_log(beside: Beside) -> None:
