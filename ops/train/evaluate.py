@@ -8,6 +8,7 @@ line to OUT/evaluations.log, so that a card can say how often this was done.
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,32 @@ def markdown(found: list[dict[str, object]]) -> str:
     return "\n".join(lines)
 
 
+def figures(
+    labels: np.ndarray,
+    sources: np.ndarray,
+    groups: np.ndarray,
+    scores: np.ndarray,
+    rivals: Mapping[str, np.ndarray],
+) -> dict[str, object]:
+    """AUC on all photos and on tracon's, and the lead over each rival; intervals by group."""
+    tracon = sources == "tracon"
+    return {
+        "auc": auc(labels, scores),
+        "interval": bootstrap(groups, lambda at: auc(labels[at], scores[at])),
+        "auc_tracon": auc(labels[tracon], scores[tracon]),
+        "interval_tracon": bootstrap(groups[tracon], lambda at: auc(labels[tracon][at], scores[tracon][at])),
+    } | {
+        f"over {name}": bootstrap(groups, lambda at, r=rival: auc(labels[at], scores[at]) - auc(labels[at], r[at]))
+        for name, rival in rivals.items()
+    }
+
+
+def note(out: Path, text: str) -> None:
+    """Adds a line to OUT/evaluations.log: each look at these photos is written down."""
+    with (out / "evaluations.log").open("a") as log:
+        log.write(f"{time.strftime('%Y-%m-%d %H:%M')} {text}\n")
+
+
 def main() -> None:
     """Evaluates both models, float and int8, and both baselines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -89,19 +116,9 @@ def main() -> None:
         for name, file in ((f"{key} float", f"{key}.float.onnx"), (key, f"{key}.onnx")):
             logits[name], ms = run(args.out / file, pictures)
             report[f"{name} ms"] = round(ms, 2)
-    tracon = sources == "tracon"
+    rivals = {kind: logits[kind] for kind in ("colour histogram", "16-px thumbnail")}
     for name, scores in logits.items():
-        row = {
-            "auc": auc(labels, scores),
-            "interval": bootstrap(groups, lambda at, s=scores: auc(labels[at], s[at])),
-            "auc_tracon": auc(labels[tracon], scores[tracon]),
-            "interval_tracon": bootstrap(groups[tracon], lambda at, s=scores: auc(labels[tracon][at], s[tracon][at])),
-        }
-        for kind in ("colour histogram", "16-px thumbnail"):
-            if name.startswith("scout"):
-                row[f"over {kind}"] = bootstrap(
-                    groups, lambda at, s=scores, b=logits[kind]: auc(labels[at], s[at]) - auc(labels[at], b[at])
-                )
+        row = figures(labels, sources, groups, scores, rivals if name.startswith("scout") else {})
         report[name] = row
         print(name, {key: np.round(value, 4).tolist() for key, value in row.items()})
     tuned = args.out / "calibration.json"
@@ -125,8 +142,7 @@ def main() -> None:
             print(f"cascade: {escalated.mean():.3f} of the photos escalate"), print(markdown(rows))
     (args.out / "evaluation.json").write_text(json.dumps(report, indent=1))
     np.savez_compressed(args.out / "evaluation.npz", labels=labels, sources=sources, **logits)
-    with (args.out / "evaluations.log").open("a") as log:
-        log.write(f"{time.strftime('%Y-%m-%d %H:%M')} {args.note}\n")
+    note(args.out, args.note)
     print({key: value for key, value in report.items() if key.endswith(" ms")})
 
 

@@ -16,9 +16,8 @@ import numpy as np
 from configs.model import load_model
 from ops.train.baselines import histogram, thumbnail
 from ops.train.data import load
-from ops.train.evaluate import markdown, table
+from ops.train.evaluate import figures, markdown, note, table
 from ops.train.heads import BASELINES, fit, part
-from ops.train.measure import auc, bootstrap
 from workers.engines import Runtime, Shot, build
 
 BASELINE_STRENGTH = 1.0
@@ -49,25 +48,16 @@ def main() -> None:
             made = part(features, kind)
             w, b = fit(made[name], made["label"], BASELINE_STRENGTH)
             scores[f"{name}, on {kind}s"] = seen @ w + b
-    tracon = sources == "tracon"
+    rivals = {name: said for name, said in scores.items() if name != args.key}
     for name, said in scores.items():
-        row = {
-            "auc": auc(labels, said),
-            "interval": bootstrap(groups, lambda at, s=said: auc(labels[at], s[at])),
-            "auc_tracon": auc(labels[tracon], said[tracon]),
-            "interval_tracon": bootstrap(groups[tracon], lambda at, s=said: auc(labels[tracon][at], s[tracon][at])),
-            "lead_of_the_head": bootstrap(
-                groups, lambda at, s=said: auc(labels[at], scores[args.key][at]) - auc(labels[at], s[at])
-            ),
-        }
+        row = figures(labels, sources, groups, said, rivals if name == args.key else {})
         report[name] = row
         print(name, {key: np.round(value, 3).tolist() for key, value in row.items()})
     p = 1 / (1 + np.exp(-(spec.calibrator.slope * scores[args.key] + spec.calibrator.intercept)))
     report["table"] = table(sources, labels, p >= 0.5, scores[args.key])
     (args.out / f"{args.key}.table.md").write_text(markdown(report["table"]) + "\n")
     (args.out / f"{args.key}.evaluation.json").write_text(json.dumps(report, indent=1))
-    with (args.out / "evaluations.log").open("a") as log:
-        log.write(f"{time.strftime('%Y-%m-%d %H:%M')} {args.key} {args.note}\n")
+    note(args.out, f"{args.key} {args.note}")
     print(markdown(report["table"]))
     print(f"{report['ms a photo']:.0f} ms a photo")
 

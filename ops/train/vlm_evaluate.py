@@ -16,9 +16,8 @@ import numpy as np
 
 from ops.train.baselines import histogram, thumbnail
 from ops.train.data import load
-from ops.train.evaluate import markdown, table
+from ops.train.evaluate import figures, markdown, note, table
 from ops.train.heads import BASELINES, CLIPS, fit
-from ops.train.measure import auc, bootstrap
 from ops.train.vlm_calibrate import KEY, SCOUTS, scout_scores, vlm_scores
 
 BASELINE_STRENGTH = 1.0
@@ -54,17 +53,9 @@ def main() -> None:
             "photos": fit(real, np.array([photo.label for photo in train]), BASELINE_STRENGTH),
         }
         scores |= {f"{name}, on {kind}": seen @ w + b for kind, (w, b) in fitted.items()}
-    tracon = sources == "tracon"
+    rivals = {name: said for name, said in scores.items() if name != KEY}
     for name, said in scores.items():
-        row = {
-            "auc": auc(labels, said),
-            "interval": bootstrap(groups, lambda at, s=said: auc(labels[at], s[at])),
-            "auc_tracon": auc(labels[tracon], said[tracon]),
-            "interval_tracon": bootstrap(groups[tracon], lambda at, s=said: auc(labels[tracon][at], s[tracon][at])),
-            "lead_of_mini-vlm": bootstrap(
-                groups, lambda at, s=said: auc(labels[at], logits[at]) - auc(labels[at], s[at])
-            ),
-        }
+        row = figures(labels, sources, groups, said, rivals if name == KEY else {})
         report[name] = row
         print(name, {key: np.round(value, 3).tolist() for key, value in row.items()})
     fitted = json.loads((args.out / "vlm_calibration.json").read_text())
@@ -76,8 +67,7 @@ def main() -> None:
         args.out / "vlm_evaluation.npz",
         labels=labels, sources=sources, groups=groups, files=np.array([p.file for p in test]), **scores,
     )  # fmt: skip
-    with (args.out / "evaluations.log").open("a") as log:
-        log.write(f"{time.strftime('%Y-%m-%d %H:%M')} {KEY} {args.note}\n")
+    note(args.out, f"{KEY} {args.note}")
     print(markdown(rows))
     print(f"{report['ms a photo']:.0f} ms a photo")
 
