@@ -1,37 +1,12 @@
 """An engine or a panel through the whole fleet: admission, a real worker of one tier, the collector, the database."""
 
-import hashlib
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec import Struct
 
-from configs.errors import AccountError, ServerError
-from configs.profile import Profile, load_profile
-from ops.account import baseline, settle_account
-from ops.fleet import fleet_children
-from ops.serve import DATABASE
+from ops.bench.driven import TIER, FleetLoad, drive
 from ops.server import EmbeddedServer
-from ops.supervisor import POLL_INTERVAL_S, Supervisor
-from producers.admission import Admission
-from producers.admitted import read_journal
-from producers.journal import Journal
-from routing.broker import Doorbells, make_app
-from routing.ledger import Ledger
-from routing.messages import UNLABELLED, Item
-from routing.store import ServerPhotos
-from workers.verdicts import VerdictDatabase
-from workers.weights import WEIGHTS_VARIABLE
-
-SOURCE = "bench"
-TIER = "measured"
-#: Batches of one admit, as the producer does when photos come faster than it admits.
-_ADMIT_BATCHES = 4
-#: No verdict for this long, and there will be none.
-_STILL_S = 60.0
-#: As in ops.bench.bare: a focal length, so that depth models take the photo.
-_FOCAL_PX = 600.0
 
 
 class Load(Struct, frozen=True):
@@ -60,7 +35,7 @@ class Through(Struct, frozen=True):
 
 
 def measure(server: EmbeddedServer, folder: Path, load: Load) -> Through:
-    """Starts the fleet, feeds it, waits for every verdict, checks the account.
+    """Drives a fleet of one tier on a device.
 
     Args:
         server: emptied first.
@@ -70,44 +45,9 @@ def measure(server: EmbeddedServer, folder: Path, load: Load) -> Through:
     Raises:
         FleetError: a process gave up, verdicts did not come, or the account does not balance.
     """
-    client = server.address.connect()
-    client.flushall()
-    profile_path = folder / "measured.toml"
-    profile_path.write_text(_profile(load))
-    profile = load_profile(str(profile_path))
-    ledger = Ledger(client)
-    before = baseline(ledger, profile)
-    env = {DATABASE: f"sqlite:///{folder / 'verdicts.db'}", WEIGHTS_VARIABLE: str(load.weights.absolute())}
-    children = fleet_children(profile, str(profile_path), server.address, folder, env, None)
-    begun_s = time.perf_counter()
-    # One that dies is a finding, not something to heal: the supervisor's restarts would only blur the rate.
-    with Supervisor(children) as fleet:
-        until(fleet, lambda: fleet.all_ready)
-        ready_s = time.perf_counter() - begun_s
-        with Journal.create(
-            folder / "journal", SOURCE, profile=profile.digest(), spec="noise", limit=None, started_ms=0
-        ) as journal:
-            doorbells = Doorbells(make_app(server.address, profile, events=False))
-            feed(
-                Admission(SOURCE, profile, ledger, ServerPhotos(client), doorbells, journal, "bulk"),
-                profile,
-                load.photos,
-                load.side_px,
-            )
-        images = len(load.photos)
-
-        def done() -> int:
-            return images - ledger.snapshot([]).use.get("items", 0)
-
-        until(fleet, lambda: done() > 0, done)
-        first, first_s = done(), time.perf_counter()
-        until(fleet, lambda: done() >= images, done)
-        took_s = time.perf_counter() - first_s
-    with VerdictDatabase(env[DATABASE], create=False) as database:
-        account = settle_account([read_journal(journal.path)], database, ledger, before)
-    if not account.balanced or account.quarantined or account.admitted != images:
-        raise AccountError(f"{', '.join(load.keys)}: the account does not balance: {account.problems or account}")
-    return Through(images, (images - first) / took_s, ready_s)
+    times = drive(server, folder, FleetLoad(_profile(load), load.weights, load.photos, load.side_px))
+    images = len(load.photos)
+    return Through(images, times.per_s(1, images)[0], times.ready_s)
 
 
 def _profile(load: Load) -> str:
@@ -130,48 +70,3 @@ def _profile(load: Load) -> str:
             "",
         ]
     )
-
-
-def feed(admission: Admission, profile: Profile, every: Sequence[bytes], side_px: int) -> None:
-    """Admits photos, all square and of one size, as fast as it can."""
-    admission.open()
-    step = _ADMIT_BATCHES * profile.batch.max_items
-    for start in range(0, len(every), step):
-        photos = every[start : start + step]
-        now_ms = int(time.time() * 1000)
-        items = [
-            Item(
-                source=SOURCE,
-                position=position,
-                origin=SOURCE,
-                label=UNLABELLED,
-                sha256=hashlib.sha256(photo).digest(),
-                stored_bytes=len(photo),
-                size_px=(side_px, side_px),
-                focal_px=_FOCAL_PX,
-                taken_ms=now_ms,
-            )
-            for position, photo in enumerate(photos, start)
-        ]
-        admission.admit(items, photos, {})
-    admission.close()
-
-
-def until(fleet: Supervisor, done: Callable[[], bool], count: Callable[[], int] = int) -> None:
-    """Waits, minding the processes; until they are ready the supervisor bounds it.
-
-    Raises:
-        ServerError: one died; with the last lines that it wrote.
-        AccountError: the count stood still for long.
-    """
-    last, moved_s = -1, time.monotonic()
-    while not done():
-        for event in fleet.poll():
-            if event.what in {"exited", "killed"}:
-                raise ServerError(f"{event.child} {event.what}: {event.detail}")
-        now = count()
-        if now != last or not fleet.all_ready:
-            last, moved_s = now, time.monotonic()
-        elif time.monotonic() - moved_s > _STILL_S:
-            raise AccountError(f"{now:,} verdicts came, and no more for {_STILL_S:g} s")
-        time.sleep(POLL_INTERVAL_S / 10)

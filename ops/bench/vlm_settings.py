@@ -9,7 +9,7 @@ from msgspec import Struct
 from configs.model import load_model
 from configs.profile import load_profile
 from configs.serving import Server
-from ops.bench.through import TIER
+from ops.bench.driven import TIER
 from ops.bench.vlm_arithmetic import SHAPES, TOKEN_PX, Shape
 from ops.bench.vlm_server import Variant
 from ops.vllm_releases import installed_release

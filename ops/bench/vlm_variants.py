@@ -10,8 +10,8 @@ from rich.console import Console
 
 from configs.errors import FleetError
 from ops.bench import vlm_fleet, vlm_sleep
+from ops.bench.driven import FleetLoad
 from ops.bench.noise import fresh, jpegs
-from ops.bench.vlm_fleet import FleetLoad
 from ops.bench.vlm_load import Ask, Heard, listen
 from ops.bench.vlm_result import Keep, Pair, Point, Tried, point_text
 from ops.bench.vlm_server import GpuUse, Served, Variant, gpu_use, served, watched_gpu
