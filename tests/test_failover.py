@@ -73,7 +73,8 @@ class Producer(threading.Thread):
         )
         fleet.journals.append(journal)
         client = address.connect()
-        self.photos = Photos(count)
+        #: Its last photos come once it is told to resume, so that it outlives whatever happens before.
+        self.photos = Photos(count, pause_at=count - 100)
         self.feed = Feed(
             self.photos,
             Admission(
@@ -111,6 +112,7 @@ def test_the_fleet_follows_its_master(tmp_path: Path) -> None:
             servers.master.kill()
             fleet.until(lambda: _port_of(fleet.client) == servers.replica.port)
             assert producer.is_alive()
+            producer.photos.resume.set()
             fleet.until(lambda: not producer.is_alive() and fleet.done())
             hears_doorbells(fleet, servers.address, "after")
             account = fleet.account()

@@ -50,7 +50,7 @@ class Photos:
         self.starts.append(start)
         for i in range(start, self.total or 0):
             if i == self._pause_at:
-                self.resume.wait(10)
+                self.resume.wait(60)
             data = b"not a photo" if i in self._bad else jpeg(i)
             yield Photo(name=str(i), data=data, origin="o", label=i % 2)
 
