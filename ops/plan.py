@@ -1,8 +1,7 @@
 """natix-fleet plan: which model sits where, what it takes there, and whether this host has it."""
 
 import os
-import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import click
 import msgspec
@@ -15,6 +14,7 @@ from configs.memory import Device, Load, Need, host_bytes, loads, shown
 from configs.profile import Profile
 from ops.models import console_of
 from ops.report_text import LOG_WIDTH
+from workers.gpus import Gpu, gpus
 
 #: Two cards of one name differ by what their firmware keeps: this share less is still the same card.
 TOLERANCE = 0.02
@@ -79,7 +79,7 @@ def print_plan(profile: Profile, *, as_json: bool, check: bool) -> None:
     else:
         _print(plan, profile)
     if check:
-        for problem in missing(profile, _gpus(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+        for problem in missing(profile, devices(gpus()), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
             raise ConfigError(f"profile {profile.name!r}: {problem}")
         if not as_json:
             click.echo(_checked(profile))
@@ -168,27 +168,11 @@ def missing(profile: Profile, here: dict[str, Device], host_memory_bytes: int) -
     return lacks
 
 
-def _gpus() -> dict[str, Device]:
-    """The GPUs that the driver shows, each by its index and by its UUID."""
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"],  # noqa: S607 - where the driver put it
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return read_gpus(listed)
-
-
-def read_gpus(listed: str) -> dict[str, Device]:
-    """The GPUs of nvidia-smi's answer to index, uuid and memory.total (MiB), each by its index and by its UUID."""
-    found = {}
-    for line in listed.splitlines():
-        index, uuid, mebibytes = (field.strip() for field in line.split(","))
-        # A GPU without memory of its own says [N/A].
-        for name in (f"cuda:{index}", f"cuda:{uuid}") if mebibytes.isdigit() else ():
-            found[name] = Device(name, int(mebibytes) * 2**20)
-    return found
+def devices(found: Sequence[Gpu]) -> dict[str, Device]:
+    """GPUs as a profile may name them, by index and by UUID; not those without memory of their own."""
+    return {
+        name: Device(name, gpu.memory_bytes)
+        for gpu in found
+        if gpu.memory_bytes
+        for name in (f"cuda:{gpu.index}", f"cuda:{gpu.uuid}")
+    }

@@ -25,7 +25,7 @@ from configs.profile import Photos
 from producers.intake import Reason, take
 from tests.mutants import Mutant, mutants
 from workers.engines import Runtime, Shot
-from workers.engines.onnx import Engine, Pixels
+from workers.engines.onnx import Engine
 from workers.photos import open_photo
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +55,7 @@ class Passed(Struct):
 def passed_over(photos: list[Mutant], engine: Engine, side_px: int) -> tuple[list[str], list[float], list[float], int]:
     """One pass: intake, then what a tier does with what intake took; fates, processor seconds, wall seconds, scores."""
     fates, spent_s, wall_s, scores = [], [], [], 0
-    waiting: list[Pixels] = []
+    waiting: list[Any] = []
     for photo in photos:
         begun_s, begun_wall_s = time.thread_time(), time.perf_counter()
         try:

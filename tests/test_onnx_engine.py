@@ -15,7 +15,8 @@ from configs.errors import ConfigError
 from configs.model import ModelSpec, load_model
 from producers.scenes import render
 from workers.engines import Runtime, Shot, build
-from workers.engines.onnx import THREADS_VARIABLE, Engine, squash
+from workers.engines.onnx import THREADS_VARIABLE, Engine
+from workers.engines.square import square
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "roadwork-photos"
 SCOUTS = ("scout-s", "scout-m")
@@ -78,10 +79,10 @@ def test_training_list_names_photos_by_digest(key: str) -> None:
 def test_prepare_gives_a_square_of_bytes() -> None:
     """Whatever the photo's shape, the model's input is (side, side, 3) uint8; a photo of that size is not resampled."""
     image = render(1, (320, 480))[0]
-    assert squash(image, 224).shape == (224, 224, 3)
-    assert squash(image, 224).dtype == np.uint8
+    assert square(image, 224).shape == (224, 224, 3)
+    assert square(image, 224).dtype == np.uint8
     exact = render(1, (224, 224))[0]
-    assert (squash(exact, 224) == np.asarray(exact)).all()
+    assert (square(exact, 224) == np.asarray(exact)).all()
 
 
 def spec_of(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> ModelSpec:

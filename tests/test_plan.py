@@ -22,8 +22,9 @@ from configs.memory import (
 )
 from configs.model import catalogue, load_model
 from configs.profile import PROFILES, Profile, load_profile, parse_profile
-from ops.plan import Plan, make_plan, missing, read_gpus, uncounted
+from ops.plan import Plan, devices, make_plan, missing, uncounted
 from tests.test_cli import FLEET, refuses, run
+from workers.gpus import read_gpus
 
 SHIPPED = ("h100x2", "h100x2-all", "gpu1")
 
@@ -224,7 +225,7 @@ def test_least_room_is_counted_in_the_share() -> None:
 
 def test_a_host_with_less_is_told_so() -> None:
     """nvidia-smi's own lines: a card of 24 GB where 85 were promised, no second card, too little host memory."""
-    here = read_gpus("0, GPU-3f2a9c1e-0000-0000-0000-000000000000, 24564\n")
+    here = devices(read_gpus("0, GPU-3f2a9c1e-0000-0000-0000-000000000000, 24564\n"))
     profile = load_profile("h100x2")
     lacks = missing(profile, here, host_memory_bytes=64_000_000_000)
     assert lacks[0] == "cuda:0 has 25.8 GB, the profile says 85.0 GB"
@@ -236,7 +237,7 @@ def test_a_host_with_less_is_told_so() -> None:
 
 def test_a_gpu_without_memory_of_its_own_is_not_counted() -> None:
     """nvidia-smi says [N/A] where host and GPU share theirs."""
-    assert read_gpus("0, GPU-1, [N/A]\n") == {}
+    assert devices(read_gpus("0, GPU-1, [N/A]\n")) == {}
 
 
 def test_the_command() -> None:

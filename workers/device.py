@@ -1,9 +1,9 @@
 """One process, one device: pinned before any engine library is imported, and refused when it is not there."""
 
 import os
-import subprocess
 
 from configs.errors import ConfigError, UsageError
+from workers.gpus import gpus
 
 
 def pin(device: str) -> str:
@@ -26,7 +26,7 @@ def pin(device: str) -> str:
     kind, _, which = device.partition(":")
     if kind != "cuda" or not which:
         raise UsageError(f"device {device!r} is neither cpu nor cuda:INDEX nor cuda:GPU-UUID")
-    present = _gpus()
+    present = [name for gpu in gpus() for name in (gpu.index, gpu.uuid)]
     if which not in present:
         have = ", ".join(present) or "none"
         raise ConfigError(
@@ -35,18 +35,3 @@ def pin(device: str) -> str:
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     os.environ["CUDA_VISIBLE_DEVICES"] = which
     return "cuda:0"
-
-
-def _gpus() -> list[str]:
-    """Indices and UUIDs of the GPUs that the driver shows."""
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"],  # noqa: S607 - where the driver put it
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [field.strip() for line in listed.splitlines() for field in line.split(",")]

@@ -19,7 +19,7 @@ from ops.train.export import run
 from ops.train.measure import auc
 from ops.train.pool import WITHOUT_CLIPS, gather, make
 from ops.train.train import SIDE_PX
-from workers.engines.onnx import squash
+from workers.engines.square import square
 
 #: First seed of pictures for calibration; training uses seeds under 2 * 10**9, export.py the next million.
 FIRST_SEED = 3 * 10**9
@@ -55,7 +55,7 @@ def main() -> None:
     logits = {}
     for key, side in SIDE_PX.items():
         logits[key] = run(
-            args.out / f"{key}.onnx", np.stack([squash(Image.fromarray(pixels), side) for pixels, *_ in made])
+            args.out / f"{key}.onnx", np.stack([square(Image.fromarray(pixels), side) for pixels, *_ in made])
         )
         slope, intercept = platt(logits[key], labels)
         by_kind = {

@@ -18,7 +18,7 @@ from ops.train.baselines import scores as baseline_scores
 from ops.train.data import load
 from ops.train.measure import auc, bootstrap, confusion, mcc, wilson
 from ops.train.train import SIDE_PX
-from workers.engines.onnx import squash
+from workers.engines.square import square
 
 
 def run(path: Path, pictures: list[np.ndarray]) -> tuple[np.ndarray, float]:
@@ -112,7 +112,7 @@ def main() -> None:
             kind, [p.image for p in train], np.array([p.label for p in train]), [p.image for p in test]
         )
     for key, side in SIDE_PX.items():
-        pictures = [squash(p.image, side) for p in test]
+        pictures = [square(p.image, side) for p in test]
         for name, file in ((f"{key} float", f"{key}.float.onnx"), (key, f"{key}.onnx")):
             logits[name], ms = run(args.out / file, pictures)
             report[f"{name} ms"] = round(ms, 2)

@@ -22,7 +22,7 @@ from ops.train.measure import auc
 from ops.train.nets import Scout, scout_m, scout_s
 from ops.train.pool import OF_CLIPS, WITHOUT_CLIPS, gather, make
 from ops.train.train import SIDE_PX
-from workers.engines.onnx import squash
+from workers.engines.square import square
 
 
 class FromPixels(nn.Module):
@@ -81,7 +81,7 @@ def main() -> None:
     )
     material = gather(args.photos, json.loads((args.out / "clean.json").read_text()))
     made = [make(material, WITHOUT_CLIPS if i % 8 < 6 else OF_CLIPS, 2 * 10**9 + i) for i in range(2 * args.pictures)]
-    pictures = np.stack([squash(Image.fromarray(pixels), side) for pixels, *_ in made])
+    pictures = np.stack([square(Image.fromarray(pixels), side) for pixels, *_ in made])
     labels = np.array([label for _, label, *_ in made])
     ready = args.out / f"{args.model}.ready.onnx"
     quant_pre_process(str(whole), str(ready), skip_symbolic_shape=True)

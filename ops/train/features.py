@@ -19,8 +19,8 @@ from ops.train.baselines import histogram, thumbnail
 from ops.train.data import Use, load
 from ops.train.pool import RENDERED, WITHOUT_CLIPS, Filling, Pool, gather
 from workers.engines import Runtime, build
-from workers.engines.onnx import squash
 from workers.engines.probe import Probe, packaged
+from workers.engines.square import square
 
 #: First seed of these pictures; the scouts' are under 2 * 10**9, their calibrator's begin at 3 * 10**9.
 FIRST_SEED = 4 * 10**9
@@ -41,7 +41,7 @@ def see(engine: Probe, side_px: int, images: list[Image.Image]) -> dict[str, np.
     """Features of images, (N, D), and those of the two baselines."""
     return {
         "seen": np.concatenate([
-            engine.features([squash(image, side_px) for image in images[start : start + BATCH]])
+            engine.features([square(image, side_px) for image in images[start : start + BATCH]])
             for start in range(0, len(images), BATCH)
         ]),
         "colour histogram": np.stack([histogram(image) for image in images]),

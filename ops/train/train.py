@@ -26,7 +26,7 @@ from ops.train.fit import Plan, fit, logits_of
 from ops.train.measure import auc
 from ops.train.nets import Scout, pretrained, scout_m, scout_s
 from ops.train.pool import OF_CLIPS, WITHOUT_CLIPS, Box, Filling, Pool, gather, join
-from workers.engines.onnx import squash
+from workers.engines.square import square
 
 #: Side of each model's input.
 SIDE_PX = {"scout-m": 288, "scout-s": 224}
@@ -42,7 +42,7 @@ def say(text: str) -> None:
 
 def score_photos(net: Scout, side_px: int, photos: list[Photo], device: torch.device) -> np.ndarray:
     """Raw logits of whole photos, prepared as the fleet's engine does."""
-    return logits_of(net, np.stack([squash(photo.image, side_px) for photo in photos]), side_px, device)
+    return logits_of(net, np.stack([square(photo.image, side_px) for photo in photos]), side_px, device)
 
 
 def mine(net: Scout, photos: list[Photo], device: torch.device, per_photo: int) -> dict[str, list[Box]]:
@@ -57,7 +57,7 @@ def mine(net: Scout, photos: list[Photo], device: torch.device, per_photo: int) 
             found, cells = hot.cells(box)
             if box[3] > 0.5:  # not only sky and roofs
                 boxes.append((photo.file, box, found / cells))
-                pixels.append(squash(crop(photo.image, box), SIDE_PX["scout-m"]))
+                pixels.append(square(crop(photo.image, box), SIDE_PX["scout-m"]))
     scores = logits_of(net, np.stack(pixels), SIDE_PX["scout-m"], device)
     share = np.array([hot for _, _, hot in boxes])
     say(f"mining: {len(boxes)} crops, logit quartiles {np.percentile(scores, [5, 25, 50, 75, 95]).round(1)}")

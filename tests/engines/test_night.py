@@ -8,7 +8,7 @@ import pytest
 from configs.errors import ConfigError
 from tests.engines.checkpoints import spec_of
 from workers.engines.night import LEAST_GAMMA, Night, brightened, gamma_of, luma, night_of
-from workers.engines.pixels import Pixels
+from workers.engines.square import Pixels
 
 
 def grey(tone: int) -> Pixels:

@@ -23,7 +23,7 @@ from configs.errors import ConfigError
 from configs.model import ModelSpec
 from workers.detections import P_MIN
 from workers.engines import Runtime, Shot
-from workers.engines.pixels import Pixels
+from workers.engines.square import Pixels
 from workers.engines.torch_device import dtype_of, inference, place, pretrained
 from workers.weights import find
 

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from configs.model import ModelSpec
 from workers.engines import Runtime, Shot
-from workers.engines.pixels import IMAGENET_MEAN, IMAGENET_STD, Pixels, batch
+from workers.engines.pixels import IMAGENET_MEAN, IMAGENET_STD, batch
+from workers.engines.square import Pixels
 from workers.engines.torch_device import dtype_of, inference, parts, place, pretrained
 from workers.weights import find
 

@@ -9,9 +9,9 @@ from efficientnet_lite_pytorch import EfficientNet
 
 from configs.model import ModelSpec
 from workers.engines import Runtime
-from workers.engines.onnx import Pixels
 from workers.engines.pixels import batch
 from workers.engines.probe import Features, Probe
+from workers.engines.square import Pixels
 from workers.engines.torch_device import dtype_of, inference, parts, place, pretrained
 
 #: Pixels become (x - 127) / 128. Source: EfficientNet-Lite's preprocessing in tensorflow/tpu.

@@ -19,7 +19,8 @@ from configs.errors import ConfigError
 from configs.model import ModelSpec
 from workers.detections import NOTHING, Detections, Detector
 from workers.engines import Runtime, Shot
-from workers.engines.pixels import Pixels, batch, square
+from workers.engines.pixels import batch
+from workers.engines.square import Pixels, square
 from workers.engines.torch_device import dtype_of, inference, parts, place, pretrained
 from workers.weights import find
 

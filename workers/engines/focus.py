@@ -12,8 +12,9 @@ import numpy as np
 import onnx
 
 from workers.engines import DeviceMemoryError
-from workers.engines.onnx import NO_MEMORY, Pixels, open_session
+from workers.engines.onnx import NO_MEMORY, open_session
 from workers.engines.probe import Features, Probe
+from workers.engines.square import Pixels
 
 #: The graph's input, (N, 3, 224, 224) float32, and the tensor after its last layer norm: (N, 1 + 256, 384), the
 #: token of the class first.

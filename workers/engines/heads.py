@@ -19,7 +19,8 @@ from transformers import AutoImageProcessor, DINOv3ViTModel
 from configs.errors import ConfigError
 from configs.model import ModelSpec
 from workers.engines import Runtime, Shot
-from workers.engines.pixels import IMAGENET_MEAN, IMAGENET_STD, Pixels, batch, square
+from workers.engines.pixels import IMAGENET_MEAN, IMAGENET_STD, batch
+from workers.engines.square import Pixels, square
 from workers.engines.torch_device import dtype_of, inference, parts, place, pretrained
 from workers.weights import find
 

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from configs.errors import ConfigError
 from configs.model import ModelSpec
-from workers.engines.pixels import Pixels
+from workers.engines.square import Pixels
 
 #: Share of R, G and B in luma. Source: ITU-R BT.601-7, 2.5.1.
 LUMA = (0.299, 0.587, 0.114)

@@ -5,16 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 from PIL import Image
 
 from configs.errors import ConfigError
 from configs.model import ModelSpec
 from workers.engines import DeviceMemoryError, Runtime, Shot
-
-#: One photo as the model takes it: (input_px, input_px, 3), RGB.
-Pixels = npt.NDArray[np.uint8]
+from workers.engines.square import Pixels, square
 
 #: Threads of one session. One by default: a process of every tier runs at the same time, on few cores.
 THREADS_VARIABLE = "NATIX_FLEET_ORT_THREADS"
@@ -22,14 +19,6 @@ THREADS_VARIABLE = "NATIX_FLEET_ORT_THREADS"
 #: What onnxruntime says when memory ran out; its exceptions are of many types without a common parent. The first is its
 #: arena's, on either device; then CUDA's, and those of its libraries.
 NO_MEMORY = ("Failed to allocate memory", "smaller than requested bytes", "out of memory", "_ALLOC_FAILED", "bad_alloc")
-
-
-def squash(photo: Image.Image, side_px: int) -> Pixels:
-    """Shrinks an RGB photo to a square, whatever its shape. Training calls this too: one kind of pixel only."""
-    if photo.size != (side_px, side_px):
-        # reducing_gap: a cheap box shrink first, then the exact one; many times faster on a large photo.
-        photo = photo.resize((side_px, side_px), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    return np.asarray(photo)
 
 
 def _threads() -> int:
@@ -106,7 +95,7 @@ class Engine:
 
     def prepare(self, photo: Image.Image, shot: Shot) -> Pixels:  # noqa: ARG002 - the contract's
         """The model's input from one RGB photo."""
-        return squash(photo, self._spec.input_px)
+        return square(photo, self._spec.input_px)
 
     def score(self, inputs: Sequence[Pixels]) -> list[float]:
         """One raw logit a photo, in their order.

@@ -1,26 +1,15 @@
-"""From photos to a batch of tensors: squares of bytes, made in the threads that decode; normalised on the device."""
+"""From squares of bytes to a batch of tensors: normalised on the device, since bytes travel faster than floats."""
 
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
 
-#: One photo as a square: (side_px, side_px, 3), RGB.
-Pixels = npt.NDArray[np.uint8]
+from workers.engines.square import Pixels
 
 #: Of ImageNet, RGB; what most backbones were trained with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-def square(photo: Image.Image, side_px: int, resample: Image.Resampling = Image.Resampling.BILINEAR) -> Pixels:
-    """An RGB photo as a square, whatever its shape."""
-    if photo.size != (side_px, side_px):
-        # reducing_gap: a cheap box shrink first, then the exact one; many times faster on a large photo.
-        photo = photo.resize((side_px, side_px), resample, reducing_gap=2.0)
-    return np.asarray(photo)
 
 
 def batch(

@@ -13,7 +13,7 @@ from PIL import Image
 from configs.errors import ConfigError
 from configs.model import ModelSpec
 from workers.engines import Runtime, Shot
-from workers.engines.onnx import Pixels, squash
+from workers.engines.square import Pixels, square
 from workers.weights import find
 
 #: (N, D), one row a photo.
@@ -71,7 +71,7 @@ class Probe(ABC):
 
     def prepare(self, photo: Image.Image, shot: Shot) -> Pixels:  # noqa: ARG002 - the contract's
         """The photo as a square."""
-        return squash(photo, self._spec.input_px)
+        return square(photo, self._spec.input_px)
 
     def score(self, inputs: Sequence[Pixels]) -> list[float | None]:
         """One raw logit a photo, in their order.

@@ -27,8 +27,8 @@ from workers.engines.agent_dialogue import (
     numbers_in,
     phrases_in,
 )
-from workers.engines.pixels import Pixels, square
 from workers.engines.sam3 import Sam3, Sight, presence_of
+from workers.engines.square import Pixels, square
 from workers.engines.torch_device import parts
 from workers.served import RefusedError, Served, Turn, url_of
 
