@@ -1,1 +1,1 @@
-"""Training of the two scout models and of the linear heads; see README.md here. The fleet never imports it."""
+"""Training of the two scout models, the linear heads and mini-vlm; see README.md here. The fleet never imports it."""
