@@ -103,6 +103,11 @@ def server_problems(profile: "Profile", models: "Mapping[str, Sequence[ModelSpec
             if port in ports:
                 yield f"{where}: port {port} is that of tier {ports[port]}: give one of them another server.port"
             ports[port] = tier.name
+            if tier.server.lmcache and not tier.server.block_size:
+                yield (
+                    f"{where}: server.lmcache needs server.block_size, the tokens that it keeps as one: "
+                    "32 on a processor, 16 on a GPU"
+                )
 
 
 def _never_woken(profile: "Profile", models: "Mapping[str, Sequence[ModelSpec]]") -> Iterator[str]:

@@ -149,6 +149,7 @@ def test_ports_of_served_tiers() -> None:
         (served(server="port = -1"), r">= 0.*server\.port"),
         (served(server="port = 9000", a="port = 9000"), r"tiers\[1\] \(b\): port 9000 is that of tier a"),
         (served(server="port = 8102"), r"tiers\[2\] \(c\): port 8102 is that of tier b"),
+        (served(server="lmcache = true"), r"tiers\[1\] \(b\): server.lmcache needs server.block_size"),
         (served(server='kv_cache_dtype = "fp4"'), "'fp4'.*kv_cache_dtype"),
         (served("memory_share = 0.5", 'url = "http://gpu:8000"'), r"tiers\[1\] \(b\): memory_share is of a server"),
         (served(server='url = "http://gpu:8000"'), "device is of a server that the fleet starts"),
