@@ -8,6 +8,9 @@ from ops.residency import Place, Sleeper
 
 #: The supervisor asked for leave to start a server within this time: it is due.
 _DUE_S = 2.0
+#: A standing server that says nothing at so many looks in a row is away: 5 s where its port is closed, 45 s where it is
+#: only slow. A look that is missed now and then frees no device.
+_SILENT_LOOKS = 20
 
 
 def worker_names(tier: Tier) -> list[str]:
@@ -46,6 +49,8 @@ class SleepingTier:
         self.rests = False
         #: Its server's own word, if it gave one.
         self.asleep: bool | None = None
+        #: Looks in a row at which a standing server gave none.
+        self._silent = 0
         #: Its own processes are to run.
         self.wanted = False
         #: When its last move began, of its own processes.
@@ -86,6 +91,7 @@ class SleepingTier:
     def settle(self, states: dict[str, ChildState], now_s: float) -> None:
         """Where it is, by what its server says and the supervisor knows."""
         self.held_up = not all(name in states and states[name].proven for name in self.after)
+        self._silent = self._silent + 1 if self.asleep is None and not self.calling else 0
         if self.calling:
             place: Place = "moving"
         elif not self.url:
@@ -93,7 +99,7 @@ class SleepingTier:
         elif self.child:
             place = self._under_us(states.get(self.child), now_s)
         else:
-            place = "away" if self.asleep is None else "asleep" if self.asleep else "awake"
+            place = self._of_others()
         if place == self.place:
             return
         # One that came up for nobody has no turn: it is put to sleep as soon as another one wants to start.
@@ -106,6 +112,12 @@ class SleepingTier:
         if self.wanted:
             return "awake" if phases == {"ready"} else "moving"
         return "asleep" if phases <= {"paused", "finished", "stopped"} else "moving"
+
+    def _of_others(self) -> Place:
+        if self.asleep is None:
+            # It answered late, or a call of it ended just now: it has what it had.
+            return "away" if self._silent >= _SILENT_LOOKS else self.place
+        return "asleep" if self.asleep else "awake"
 
     def _under_us(self, state: ChildState | None, now_s: float) -> Place:
         phase = state.phase if state else "stopped"

@@ -273,6 +273,60 @@ def test_how_long_items_wait_is_seen_by_our_own_clock() -> None:
     assert not one.seen(NOW + 20).asks(NOW + 20), "its last wake failed just now"
 
 
+def one_standing(name: str = "vlm") -> SleepingTier:
+    """Its server was there before, and is somebody else's."""
+    tier = Tier(name=name, model="m", residency="sleep", server=Server(wake_items=10, wake_after_s=2, awake_s=20))
+    return SleepingTier(tier, ONE, "http://127.0.0.1:1")
+
+
+def test_a_standing_server_that_misses_a_look_has_its_device_all_the_same() -> None:
+    """Late once, it is where it was, and its neighbour waits; silent at many looks in a row, it is away."""
+    one, neighbour = one_standing(), one_standing("b")
+    one.settle({}, NOW)
+    assert where(one) == "away", "it never said anything"
+    one.asleep, neighbour.asleep = False, True
+    for each in (one, neighbour):
+        each.settle({}, NOW)
+        each.waits(50 if each is neighbour else 0, NOW)
+    one.asleep = None
+    one.settle({}, NOW + 5)
+    assert where(one) == "awake"
+    assert choose([one.seen(NOW + 5), neighbour.seen(NOW + 5)], NOW + 5) == NOTHING
+    for _ in range(100):
+        one.asleep = None
+        one.settle({}, NOW + 5)
+        one.asleep = False
+        one.settle({}, NOW + 5)
+        assert where(one) == "awake", "not in a row"
+    one.asleep = None
+    for _ in range(100):
+        one.settle({}, NOW + 9)
+    assert where(one) == "away"
+    assert choose([one.seen(NOW + 9), neighbour.seen(NOW + 9)], NOW + 9).wake == ("b",)
+    one.asleep = True
+    one.settle({}, NOW + 10)
+    assert where(one) == "asleep"
+
+
+def test_a_standing_server_has_its_device_between_its_wake_and_its_own_word() -> None:
+    """A call that ends between a look and what is made of it leaves no word: the tier moves until there is one."""
+    one, neighbour = one_standing(), one_standing("b")
+    one.asleep = neighbour.asleep = True
+    for each in (one, neighbour):
+        each.settle({}, NOW)
+        each.waits(50, NOW)
+    # As Residency begins a call, and as the call ends.
+    one.place, one.since_s, one.calling = "moving", NOW + 1, True
+    one.settle({}, NOW + 1)
+    one.calling, one.asleep = False, None
+    one.settle({}, NOW + 2)
+    assert where(one) == "moving"
+    assert choose([one.seen(NOW + 2), neighbour.seen(NOW + 2)], NOW + 2) == NOTHING
+    one.asleep = False
+    one.settle({}, NOW + 3)
+    assert where(one) == "awake"
+
+
 def test_the_fleets_own_engines_sleep_by_not_running() -> None:
     """A tier of two processes is awake when both are ready, asleep when both are gone."""
     one = SleepingTier(Tier(name="panel", model="m", residency="sleep", workers=2), ONE)
