@@ -20,7 +20,7 @@ import structlog
 from configs.errors import ConfigError, ServerError
 from configs.profile import Profile
 from ops.residency import Moves, choose
-from ops.sleeping_tier import SleepingTier, worker_names
+from ops.sleeping_tier import AGAIN_S, SleepingTier, worker_names
 from ops.supervisor import Supervisor
 from ops.vllm_children import Servers, devices_held, served_tiers
 from ops.wakes import Wakes
@@ -43,8 +43,6 @@ _ANSWER_S = 2.0
 _BLIND = "cannot see what waits for the tiers that sleep"
 #: So many calls in a row that a server does not follow: it is ended, and comes back.
 _REFUSALS = 3
-#: One that failed to wake is asked again after this long.
-_AGAIN_S = 10.0
 
 
 class Residency:
@@ -116,7 +114,7 @@ class Residency:
     def _useless(one: SleepingTier, now_s: float) -> bool:
         """Whether its server follows no call, and nobody would ever get its device."""
         # After a call in vain, where it says not even whether it sleeps, no other call is made.
-        silent = one.place == "moving" and not one.calling and now_s >= one.not_before_s + 2 * _AGAIN_S
+        silent = one.place == "moving" and not one.calling and now_s >= one.not_before_s + 2 * AGAIN_S
         return bool(one.child) and (one.refusals >= _REFUSALS or (one.refusals > 0 and silent))
 
     def __enter__(self) -> Self:
@@ -157,8 +155,10 @@ class Residency:
             for name, one in self._tiers.items():
                 if not one.calling and name in words:
                     one.asleep = words[name]
-                before, took_s = one.place, now_s - one.began_s
+                before, wanted, took_s = one.place, one.wanted, now_s - one.began_s
                 one.settle(self._states, now_s)
+                if wanted and not one.wanted:
+                    log.error("a tier's own processes do not come up, others have its device first", tier=name)
                 one.waits(waiting.get(name, 0), now_s)
                 if not one.url and before == "moving" and one.place in {"awake", "asleep"} and one.began_s > 0:
                     self._wakes.note(name, "wake" if one.place == "awake" else "sleep", took_s)
@@ -216,12 +216,12 @@ class Residency:
             self._wakes.note(one.tier.name, "wake" if wake else "sleep", time.monotonic() - begun_s)
             one.refusals = 0
         except (httpx2.RequestError, redis.RedisError, ServerError) as error:
-            one.not_before_s = time.monotonic() + _AGAIN_S
+            one.not_before_s = time.monotonic() + AGAIN_S
             # The ledger's absence is no fault of the server.
             one.refusals += not isinstance(error, redis.RedisError)
             if not wake:
                 # Awake it would be told again at once.
-                self._ending.wait(_AGAIN_S)
+                self._ending.wait(AGAIN_S)
             log.error("a server neither sleeps nor wakes", tier=one.tier.name, error=str(error))  # noqa: TRY400
         finally:
             # Its own word says where it is now, at the next look.

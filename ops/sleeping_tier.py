@@ -11,6 +11,11 @@ _DUE_S = 2.0
 #: A standing server that says nothing at so many looks in a row is away: 5 s where its port is closed, 45 s where it is
 #: only slow. A look that is missed now and then frees no device.
 _SILENT_LOOKS = 20
+#: A tier that did not come up, or whose server failed to move, asks again after this long.
+AGAIN_S = 10.0
+#: Our own engines have so long to be ready, more than the supervisor gives one start; or so many failed starts.
+_UP_S = 300.0
+_FAILED_STARTS = 3
 
 
 def worker_names(tier: Tier) -> list[str]:
@@ -53,6 +58,8 @@ class SleepingTier:
         self._silent = 0
         #: Its own processes are to run.
         self.wanted = False
+        #: How often each had started again when they were last at rest, or had had a turn.
+        self._restarts: dict[str, int] = {}
         #: When its last move began, of its own processes.
         self.began_s = -math.inf
         #: One of those that it comes after was never ready.
@@ -95,7 +102,7 @@ class SleepingTier:
         if self.calling:
             place: Place = "moving"
         elif not self.url:
-            place = self._own({states[name].phase for name in worker_names(self.tier) if name in states})
+            place = self._own([states[name] for name in worker_names(self.tier) if name in states], now_s)
         elif self.child:
             place = self._under_us(states.get(self.child), now_s)
         else:
@@ -108,10 +115,20 @@ class SleepingTier:
         if place in {"awake", "asleep"}:
             self._fresh = False
 
-    def _own(self, phases: set[str]) -> Place:
+    def _own(self, workers: list[ChildState], now_s: float) -> Place:
+        phases = {worker.phase for worker in workers}
+        if not self.wanted or (self.place == "awake" and now_s - self.since_s >= self.tier.server.awake_s):
+            self._restarts = {worker.name: worker.restarts for worker in workers}
+        elif phases != {"ready"} and self._fails(workers, now_s):
+            # The supervisor starts them again without end, and nobody else would ever get their device.
+            self.wanted, self.began_s, self.not_before_s = False, -math.inf, now_s + AGAIN_S
         if self.wanted:
             return "awake" if phases == {"ready"} else "moving"
         return "asleep" if phases <= {"paused", "finished", "stopped"} else "moving"
+
+    def _fails(self, workers: list[ChildState], now_s: float) -> bool:
+        more = [worker.restarts - self._restarts.get(worker.name, 0) for worker in workers]
+        return max(more, default=0) >= _FAILED_STARTS or (self.place == "moving" and now_s - self.since_s >= _UP_S)
 
     def _of_others(self) -> Place:
         if self.asleep is None:

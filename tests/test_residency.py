@@ -327,6 +327,56 @@ def test_a_standing_server_has_its_device_between_its_wake_and_its_own_word() ->
     assert where(one) == "awake"
 
 
+def own_and_neighbour() -> tuple[SleepingTier, SleepingTier]:
+    """Engines of the fleet's own that were told to wake at NOW, and a server asleep on their device; work for both."""
+    tier = Tier(name="panel", model="m", residency="sleep", server=Server(wake_items=10, wake_after_s=2, awake_s=20))
+    one, neighbour = SleepingTier(tier, ONE), one_standing("b")
+    neighbour.asleep = True
+    neighbour.settle({}, NOW)
+    one.settle(state("paused", 7, "panel", proven=True), NOW)
+    one.waits(50, NOW)
+    neighbour.waits(50, NOW)
+    # As Residency begins it.
+    one.wanted, one.place, one.since_s = True, "moving", NOW
+    return one, neighbour
+
+
+@pytest.mark.parametrize(("restarts", "after_s"), [(7, 3600.0), (8, 3600.0), (10, 6.0)])
+def test_own_engines_that_do_not_come_up_give_their_device_back(restarts: int, after_s: float) -> None:
+    """After some minutes, or some failed starts: the neighbour has its turn, and later they ask again."""
+    one, neighbour = own_and_neighbour()
+    failing = state("backing off", restarts, "panel", proven=True)
+    now_s = NOW + 5
+    one.settle(state("starting", 9, "panel", proven=True), now_s)
+    assert (where(one), one.wanted) == ("moving", True), "so much goes wrong now and then"
+    assert choose([one.seen(now_s), neighbour.seen(now_s)], now_s) == NOTHING
+    now_s = NOW + after_s
+    one.settle(failing, now_s)
+    assert not one.wanted
+    # Paused by the supervisor, which was told so.
+    one.settle(state("paused", restarts, "panel", proven=True), now_s + 1)
+    assert where(one) == "asleep"
+    assert choose([one.seen(now_s + 1), neighbour.seen(now_s + 1)], now_s + 1).wake == ("b",)
+    neighbour.asleep = False
+    neighbour.settle({}, now_s + 2)
+    assert choose([one.seen(now_s + 30), neighbour.seen(now_s + 30)], now_s + 30).sleep == ("b",), "it asks again"
+
+
+def test_own_engines_that_end_as_soon_as_they_are_ready_give_their_device_back() -> None:
+    """Whoever lasts for a turn has as many failed starts before it as ever."""
+    one, _ = own_and_neighbour()
+    for restarts in range(7, 10):
+        one.settle(state("ready", restarts, "panel"), NOW + restarts)
+        one.settle(state("backing off", restarts + 1, "panel"), NOW + restarts + 0.5)
+    assert not one.wanted
+    one, _ = own_and_neighbour()
+    for restarts in range(7, 20):
+        one.settle(state("ready", restarts, "panel"), NOW + 100 * restarts)
+        one.settle(state("ready", restarts, "panel"), NOW + 100 * restarts + 20)
+        one.settle(state("backing off", restarts + 1, "panel"), NOW + 100 * restarts + 50)
+        assert one.wanted
+
+
 def test_the_fleets_own_engines_sleep_by_not_running() -> None:
     """A tier of two processes is awake when both are ready, asleep when both are gone."""
     one = SleepingTier(Tier(name="panel", model="m", residency="sleep", workers=2), ONE)
