@@ -6,6 +6,7 @@ each call of a server, which may take a minute, has a thread of its own. What co
 ``tend``, in the supervisor's own thread.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -162,6 +163,8 @@ class Residency:
                 one.waits(waiting.get(name, 0), now_s)
                 if not one.url and before == "moving" and one.place in {"awake", "asleep"} and one.began_s > 0:
                     self._wakes.note(name, "wake" if one.place == "awake" else "sleep", took_s)
+                    # What starts again of itself is no move.
+                    one.began_s = -math.inf
             moves = choose([one.seen(now_s) for one in self._tiers.values()], now_s)
             self._begin(moves, now_s)
         self._tell()

@@ -467,3 +467,26 @@ def test_wakes_are_kept(tmp_path: Path) -> None:
     assert median_s([]) is None
     (tmp_path / FILE).write_text("{")
     assert read_wakes(tmp_path) == {}
+
+
+def test_only_a_move_is_a_wake(redis_client: redis.Redis, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A worker that is started again while its tier is awake, or that never came up, leaves no seconds of a wake."""
+    tier = Tier(name="panel", model="scout-s", residency="sleep", server=Server(wake_items=1, awake_s=99))
+    residency = Residency(Profile(name="x", tiers=(tier,)), Servers(), lambda: redis_client, tmp_path)
+
+    def step(phase: str, restarts: int = 0) -> Place:
+        residency._states = state(phase, restarts, "panel", proven=True)
+        residency._step()
+        return residency._tiers["panel"].place
+
+    with residency:
+        assert step("paused") == "asleep"
+        redis_client.hset(PREFIX + "use", "ready:panel", 5)
+        assert [step(phase) for phase in ("paused", "starting", "ready")] == ["moving", "moving", "awake"]
+        assert len(read_wakes(tmp_path)["panel"].wake) == 1
+        assert [step(phase, 1) for phase in ("backing off", "starting", "ready")] == ["moving", "moving", "awake"]
+        assert len(read_wakes(tmp_path)["panel"].wake) == 1
+        assert [step(phase, 3) for phase in ("backing off", "paused")] == ["moving", "asleep"]
+        assert not residency._tiers["panel"].wanted
+    assert capsys.readouterr().out.count("do not come up") == 1
+    assert (len(read_wakes(tmp_path)["panel"].wake), read_wakes(tmp_path)["panel"].sleep) == (1, [])
