@@ -28,7 +28,7 @@ from ops.wakes import Wakes
 from routing.ledger import PREFIX
 from routing.patience import passing
 from workers.rest import LOOK_S as REST_LOOK_S
-from workers.rest import is_loopback, rest_key, sleeping
+from workers.rest import in_hand, is_loopback, rest_key, sleeping, this_host
 
 if TYPE_CHECKING:
     from ops.child import ChildState
@@ -57,6 +57,7 @@ class Residency:
         connect: the ledger's server, once it is known.
         folder: where the seconds of each wake are kept.
         workers: whether the supervisor has the tiers' workers too.
+        host: where its servers are, instead of this one.
 
     Raises:
         ConfigError: a tier cannot sleep here.
@@ -70,7 +71,9 @@ class Residency:
         folder: Path,
         *,
         workers: bool = True,
+        host: str = "",
     ) -> None:
+        self._host = host or this_host()
         self._connect = connect
         self._server: redis.Redis | None = None
         #: The ledger could not be read, and this was said.
@@ -149,7 +152,7 @@ class Residency:
                 self._ending.wait(1.0)
 
     def _step(self) -> None:
-        waiting = self._counts("ready", "later")
+        waiting = self._waiting()
         words = {name: sleeping(self._client, one.url) for name, one in self._tiers.items() if self._answers(one)}
         now_s = time.monotonic()
         with self._lock:
@@ -175,16 +178,20 @@ class Residency:
         state = self._states.get(one.child)
         return not one.child or (state is not None and state.phase == "ready")
 
-    def _counts(self, *kinds: str) -> dict[str, int]:
-        """Items of each tier that are so, by the ledger; empty: it is not known yet."""
+    def _ledger(self) -> redis.Redis | None:
         # Both threads' calls may forget it.
         server = self._server = self._server or self._connect()
+        return server
+
+    def _waiting(self) -> dict[str, int]:
+        """Items that wait for each tier, by the ledger; empty: it is not known yet."""
+        server = self._ledger()
         if server is None:
             return {}
-        fields = [f"{kind}:{name}" for name in self._tiers for kind in kinds]
+        fields = [f"{kind}:{name}" for kind in ("ready", "later") for name in self._tiers]
         found: Sequence[bytes | None] = server.hmget(PREFIX + "use", fields)  # type: ignore[assignment]
         numbers = [int(value or 0) for value in found]
-        return {name: sum(numbers[i * len(kinds) : (i + 1) * len(kinds)]) for i, name in enumerate(self._tiers)}
+        return {name: sum(numbers[i :: len(self._tiers)]) for i, name in enumerate(self._tiers)}
 
     def _begin(self, moves: Moves, now_s: float) -> None:
         for name in moves.wake:
@@ -238,8 +245,16 @@ class Residency:
         self._tell()
         until_s = time.monotonic() + one.tier.server.timeout_s
         time.sleep(2 * REST_LOOK_S)
-        while self._counts("held").get(one.tier.name) and time.monotonic() < until_s and not self._ending.is_set():
+        # The ledger does not say on which host an owner is. Those of this one claim nothing any more: theirs is among
+        # what is in hand now. What other hosts claim from here on is not waited for.
+        held = self._in_hand(one)
+        while held and time.monotonic() < until_s and not self._ending.is_set():
             time.sleep(REST_LOOK_S)
+            held &= self._in_hand(one)
+
+    def _in_hand(self, one: SleepingTier) -> set[tuple[bytes, bytes, bytes]]:
+        server = self._ledger()
+        return in_hand(server, one.tier.name) if server else set()
 
     def _post(self, one: SleepingTier, path: str, *, asleep: bool) -> None:
         reply = self._client.post(one.url + path, timeout=MOVE_S)
@@ -261,9 +276,9 @@ class Residency:
                         one.rests = bool(one.url) and one.place == "asleep"
                     rests = one.rests
                 if rests:
-                    server.set(rest_key(name), 1, px=REST_MS)
+                    server.set(rest_key(name, self._host), 1, px=REST_MS)
                 elif was:
-                    server.delete(rest_key(name))
+                    server.delete(rest_key(name, self._host))
 
 
 def _sleepers(profile: Profile, servers: Servers, client: httpx2.Client, *, workers: bool) -> list[SleepingTier]:

@@ -1,8 +1,12 @@
 """Whether a tier rests: its server sleeps, or is about to, and what is claimed would wait in it for nothing."""
 
+import socket
 import threading
 import time
+from functools import cache
 from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
@@ -16,9 +20,39 @@ LOOK_S = 0.25
 _TIMEOUT_S = 1.0
 
 
-def rest_key(tier: str) -> str:
-    """It exists while a tier is told to rest: set before its server is, gone by itself if nobody says so any more."""
-    return f"{PREFIX}rest:{tier}"
+@cache
+def this_host() -> str:
+    """One name for all processes that share this one's loopback interface, and so its servers that sleep; no other's.
+
+    That is the machine's boot and the network's namespace. A host's name tells less: clones share one, and containers
+    on one network may have several.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}-{Path('/proc/self/ns/net').stat().st_ino}"
+    except OSError:
+        # No Linux.
+        return socket.gethostname()
+
+
+def rest_key(tier: str, host: str) -> str:
+    """It exists while a tier is told to rest: set before its server is, gone by itself if nobody says so any more.
+
+    The ledger may have several hosts, each with a server of the tier; only the workers beside that server rest.
+    """
+    return f"{PREFIX}rest:{tier}:{host}"
+
+
+def in_hand(server: redis.Redis, tier: str) -> set[tuple[bytes, bytes, bytes]]:
+    """A tier's batches that somebody holds, each with its owner and the token that it was claimed under."""
+    owners: Any = server.hkeys(PREFIX + "owners")
+    pipe = server.pipeline(transaction=False)
+    for owner in owners:
+        pipe.hgetall(f"{PREFIX}own:{owner.decode()}")
+    held = [(owner, *one) for owner, batches in zip(owners, pipe.execute(), strict=True) for one in batches.items()]
+    for _, batch, _ in held:
+        pipe.hget(f"{PREFIX}b:{batch.decode()}", "tier")
+    return {one for one, of in zip(held, pipe.execute(), strict=True) if of == tier.encode()}
 
 
 def sleeping(client: httpx2.Client, url: str) -> bool | None:
@@ -52,11 +86,12 @@ class Rest:
         server: where the ledger is.
         tier: its name.
         url: of its model's server.
+        host: where it is, instead of this one.
     """
 
-    def __init__(self, server: redis.Redis, tier: str, url: str) -> None:
+    def __init__(self, server: redis.Redis, tier: str, url: str, host: str = "") -> None:
         self._server = server
-        self._key = rest_key(tier)
+        self._key = rest_key(tier, host or this_host())
         self._url = url
         # A proxy of the environment is for other hosts.
         self._client = httpx2.Client(timeout=_TIMEOUT_S, trust_env=False)
