@@ -4,33 +4,29 @@ What is quantised are the linear layers of the language model. Its vision tower,
 routers of experts and lm_head keep their precision: they are a small share of the bytes, and the ones that hurt most.
 """
 
-import errno
 import json
 import math
 import os
 import re
 import shutil
 import struct
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 import click
-import msgspec
 from msgspec import Struct
 
 from configs.errors import ConfigError, DiskError, FleetError, SourceError, UsageError
 from configs.model import ModelSpec, load_model
 from configs.prompt import load_prompt
 from configs.serving import Serving
-from routing.logs import without_secrets
+from ops.quantize_process import quantised
 from workers.weights import find
 from workers.yes_no import NO, YES
 
 #: Names the interpreter that has llm-compressor; its packages and vLLM's cannot live together.
 PYTHON_VARIABLE = "NATIX_FLEET_PYTHON_QUANTIZE"
-SCRIPT = Path(__file__).parent / "quantize_apart.py"
 
 Bits = Literal["fp8", "int8", "int4"]
 #: Presets of compressed-tensors. Weights each, by output channel or in groups of 128 inputs; activations: fp8 and int8
@@ -52,7 +48,6 @@ KEPT = (
 COMPARED = 8
 PHOTOS = {".jpg", ".jpeg", ".png", ".webp"}
 _SPARE_BYTES = 64 << 20
-_LAST_LINES = 12
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 
 
@@ -74,14 +69,6 @@ class Tensor(Struct, frozen=True):
         return math.prod(self.shape)
 
 
-class Compared(Struct, frozen=True):
-    """What ops.quantize_apart says at its end."""
-
-    written_by: str
-    before: tuple[float, ...]
-    after: tuple[float, ...]
-
-
 def print_quantised(key: str, bits: Bits, out: Path, photos: Path | None, samples: int) -> None:
     """Writes the checkpoint of model KEY in fewer bits to a new folder, and says what that changed.
 
@@ -98,8 +85,9 @@ def print_quantised(key: str, bits: Bits, out: Path, photos: Path | None, sample
         UsageError: the precision makes no sense for it, or the folder is not empty.
         SourceError: there are no photos.
         DiskError: there is no room, or the folder cannot be written.
-        FleetError: llm-compressor failed; with its last lines.
+        FleetError: llm-compressor failed; with its last lines. Or only the comparison did, and the checkpoint is there.
     """
+    out = out.absolute()
     spec = load_model(key)
     serving = _require(spec, bits, out)
     python = _python()
@@ -112,7 +100,7 @@ def print_quantised(key: str, bits: Bits, out: Path, photos: Path | None, sample
     _require_room(out, before, bits, [tensor for tensor in tensors if tensor.name in chosen])
     order = {
         "checkpoint": str(checkpoint),
-        "out": str(out.absolute()),
+        "out": str(out),
         "scheme": SCHEMES[bits],
         "ignore": list(KEPT),
         "trust_remote_code": serving.trust_remote_code,
@@ -125,15 +113,17 @@ def print_quantised(key: str, bits: Bits, out: Path, photos: Path | None, sample
     }
     how = f"GPTQ on {len(seen)} photos" if order["calibration"] else "to the nearest"
     click.echo(f"{key}: {SCHEMES[bits]}, {len(chosen)} of {len(tensors)} weights, rounded {how}", err=True)
-    compared = _run(python, order, out)
+    outcome = quantised(python, order, out)
     after = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-    click.echo(f"{out}: {before / 1e6:,.1f} MB -> {after / 1e6:,.1f} MB, compressed-tensors {compared.written_by}")
-    if compared.before:
-        change = max(abs(b - a) for b, a in zip(compared.before, compared.after, strict=True))
-        click.echo(f"largest change of the raw P(roadwork) on {len(compared.before)} photos: {change:.4f}")
-    elif seen:
+    click.echo(f"{out}: {before / 1e6:,.1f} MB -> {after / 1e6:,.1f} MB, compressed-tensors {outcome.written_by}")
+    if outcome.after:
+        change = max(abs(b - a) for b, a in zip(outcome.before, outcome.after, strict=True))
+        click.echo(f"largest change of the raw P(roadwork) on {len(outcome.before)} photos: {change:.4f}")
+    elif seen and not outcome.failure:
         click.echo(f"change of P(roadwork): not measured, {key} thinks before it answers", err=True)
     click.echo("It needs a calibrator of its own: fit one on its votes, the old one is of other numbers.", err=True)
+    if outcome.failure:
+        raise FleetError(f"{out} is whole and stays, but P(roadwork) was not compared: {outcome.failure}")
 
 
 def heads(checkpoint: Path) -> Iterator[Tensor]:
@@ -173,14 +163,17 @@ def _require(spec: ModelSpec, bits: Bits, out: Path) -> Serving:
             f"model {spec.key!r}: its row is in {spec.precision} already; quantise the bf16 weights, of a row with "
             'precision = "bf16"'
         )
-    if bits in spec.quantised:
-        click.echo(f"{spec.key}: {spec.quantised[bits]} is published in {bits}; it may be the better one", err=True)
     try:
         full = out.exists() and any(out.iterdir())
     except OSError as error:
         raise UsageError(f"--out {out}: {error.strerror}") from None
     if full:
         raise UsageError(f"--out {out} is not empty: name a new folder")
+    if out == Path.cwd():
+        # It would go with the first failure.
+        raise UsageError(f"--out {out} is the folder that you are in: name a new one")
+    if bits in spec.quantised:
+        click.echo(f"{spec.key}: {spec.quantised[bits]} is published in {bits}; it may be the better one", err=True)
     return spec.serving
 
 
@@ -231,31 +224,3 @@ def _require_room(out: Path, before: int, bits: Bits, quantised: list[Tensor]) -
         raise DiskError(f"--out {out}: {error.strerror}") from None
     if free < need:
         raise DiskError(f"--out {out}: {need / 1e9:,.1f} GB are needed and {free / 1e9:,.1f} GB free: make room there")
-
-
-def _run(python: str, order: Mapping[str, object], out: Path) -> Compared:
-    try:
-        return _compress([python, str(SCRIPT), json.dumps(order)], out.with_name(f"{out.name}.log"))
-    except BaseException:
-        # Half a checkpoint must not be taken for one, nor stand in the way of the next try.
-        shutil.rmtree(out, ignore_errors=True)
-        raise
-
-
-def _compress(command: list[str], log: Path) -> Compared:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    try:
-        with log.open("w+b") as said:
-            done = subprocess.run(  # noqa: S603 - the user's own interpreter and the project's own script
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, check=False
-            )
-            said.seek(0)
-            lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
-    except OSError as error:
-        raise DiskError(f"cannot write {log} or start {command[0]}: {error.strerror}") from None
-    if done.returncode:
-        tail = "\n  ".join(without_secrets(line) for line in lines[-_LAST_LINES:]) or "(it wrote nothing)"
-        ended = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
-        kind = DiskError if os.strerror(errno.ENOSPC) in tail else FleetError
-        raise kind(f"llm-compressor ended with {ended}; {log} has all, its last lines:\n  {tail}")
-    return msgspec.json.decode(done.stdout.splitlines()[-1], type=Compared)

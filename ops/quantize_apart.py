@@ -1,14 +1,16 @@
 """Writes a checkpoint in fewer bits; run as a file by an interpreter that has llm-compressor, see ops.quantize.
 
-It imports nothing of the fleet, which is not installed there. One JSON object comes in as the argument (Order), one
-goes out as the last line of stdout (Written).
+It imports nothing of the fleet, which is not installed there. One JSON object comes in on stdin (Order). One goes out
+once the checkpoint is whole (Written), and one at the end where photos are compared (Compared), each a line of the file
+whose descriptor is the argument: stdout is everybody's.
 """
 
+import gc
 import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import IO, Any, TypedDict
 
 import torch
 from compressed_tensors import __version__ as written_by  # type: ignore[import-not-found]
@@ -42,25 +44,59 @@ class Order(TypedDict):
 
 
 class Written(TypedDict):
-    """What came of it."""
+    """The checkpoint is whole: who ends now leaves it as it should be."""
 
     #: compressed-tensors' version, which the checkpoint says of itself.
     written_by: str
-    #: Uncalibrated P(yes) of each compared photo, before and after.
+    #: Uncalibrated P(yes) of each compared photo, before.
     before: list[float]
+
+
+class Compared(TypedDict):
+    """How it answers."""
+
+    #: Uncalibrated P(yes) of each compared photo, after.
     after: list[float]
 
 
-def main(order: Order) -> Written:
-    """Quantises, then compares."""
+def main(order: Order, told: IO[str]) -> None:
+    """Quantises between two looks at the photos: who cannot have the first look learns it before hours go by.
+
+    Args:
+        order: what is to be done.
+        told: takes the answers.
+    """
+    before = _before(order) if order["compared"] else []
     if order["calibration"]:
         _by_photos(order)
     else:
         _rounded(order)
-    compared = order["compared"]
-    before = _probabilities(order, order["checkpoint"]) if compared else []
-    after = _probabilities(order, order["out"]) if compared else []
-    return {"written_by": written_by, "before": before, "after": after}
+    written: Written = {"written_by": written_by, "before": before}
+    print(json.dumps(written), file=told, flush=True)
+    if order["compared"]:
+        _let_go()
+        compared: Compared = {"after": _probabilities(order, order["out"])}
+        print(json.dumps(compared), file=told, flush=True)
+
+
+def _before(order: Order) -> list[float]:
+    """P(yes) of each compared photo by the checkpoint as it was; nothing of it is held any more.
+
+    Raises:
+        SystemExit: it does not fit as a whole, which rounding alone would not need.
+    """
+    try:
+        found = _probabilities(order, order["checkpoint"])
+    except torch.OutOfMemoryError as error:
+        sys.exit(f"{error}\nthe photos want the whole model on the GPU, where it has no room: leave --photos out")
+    _let_go()
+    return found
+
+
+def _let_go() -> None:
+    """Gives back what a model that nobody needs any more has of the GPU."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _rounded(order: Order) -> None:
@@ -138,5 +174,5 @@ def _probabilities(order: Order, checkpoint: str) -> list[float]:
 
 
 if __name__ == "__main__":
-    written = main(json.loads(sys.argv[1]))
-    sys.stdout.write(f"\n{json.dumps(written)}\n")
+    with open(int(sys.argv[1]), "w") as answers:  # noqa: PTH123 - a descriptor; JSON is ASCII
+        main(json.load(sys.stdin), answers)
