@@ -199,7 +199,7 @@ class Profile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """Where the server of a served tier is: somebody else's, or on loopback, each tier on a port of its own."""
         served = [t.name for t in self.tiers if any(load_model(v.model).serving for v in t.voters)]
         port = tier.server.port or FIRST_PORT + served.index(tier.name)
-        return tier.server.url or f"http://127.0.0.1:{port}"
+        return tier.server.url.rstrip("/") or f"http://127.0.0.1:{port}"
 
     def digest(self) -> str:
         """Same digest, same decisions: 16 hex digits over what decides, and over nothing else.

@@ -6,8 +6,8 @@ import click
 import msgspec
 
 from configs.errors import ConfigError, UsageError
-from configs.memory import served
 from configs.profile import load_profile
+from ops.vllm_children import served_tiers
 from ops.vllm_releases import NEWEST, RELEASES
 from ops.vllm_server import ServerCommand, catalogue_commands, server_command, vllm_python
 
@@ -40,7 +40,7 @@ def commands_of(profile_name: str, release: str) -> dict[str, ServerCommand]:
     """The commands of the servers that the fleet starts for a profile."""
     profile = load_profile(profile_name)
     models = profile.models()
-    tiers = [tier for tier in profile.tiers if served(models[tier.name]) and not tier.server.url]
+    tiers = served_tiers(profile)
     keys = [models[tier.name][0].key for tier in tiers]
     return {
         key if keys.count(key) == 1 else f"{key}:{tier.name}": server_command(profile, tier, release, _python())

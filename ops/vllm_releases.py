@@ -20,7 +20,8 @@ class Release(Struct, frozen=True):
     flags: frozenset[str]
     #: By flag, values that end it with "invalid choice".
     values: dict[str, frozenset[str]]
-    #: Fields of a chat question that it ignores without a word: POST /v1/chat/completions.
+    #: Fields of a chat question that it ignores without a word: POST /v1/chat/completions. Their only reader is
+    #: tests/vllm/test_commands.py, which holds them to what the release itself knows.
     fields: frozenset[str]
 
 
@@ -63,7 +64,11 @@ NEWEST = "0.32.0"
 
 
 class GpuOnly(Struct, frozen=True):
-    """A flag that a server is refused on a processor, and in which words; tests/vllm holds each to them."""
+    """A flag that a server is refused on a processor, and in which words.
+
+    Only tests/vllm/test_commands.py reads it: a processor can read all of a profile's command but for these flags, and
+    refuses each in just these words.
+    """
 
     flag: str
     words: str

@@ -160,6 +160,16 @@ def test_ports_of_served_tiers() -> None:
         (served(server='url = "gpu:8000"', device="cpu"), "'gpu:8000' is no http://HOST:PORT"),
         (served(server='url = "http://gpu:65536"', device="cpu"), "'http://gpu:65536' is no http://HOST:PORT"),
         (served(server='url = "http://u:p@gpu:8000"', device="cpu"), "is no http://HOST:PORT"),
+        (served(server='url = "http://a..b:80"', device="cpu"), "is no http://HOST:PORT"),
+        (served(server='url = "http://gpu:8000?x"', device="cpu"), "is no http://HOST:PORT"),
+        (served(server='url = "http://:80"', device="cpu"), "is no http://HOST:PORT"),
+        (served('precision = "fp8"', 'url = "http://gpu:8000"', "cpu"), "precision is of a server"),
+        (served(server='url = "http://gpu:8000"\nmax_num_seqs = 7', device="cpu"), r"server\.max_num_seqs is of a"),
+        (
+            served(server='url = "http://gpu:8000"\nprefix_caching = false', device="cpu"),
+            r"server\.prefix_caching is of",
+        ),
+        (served(server='url = "http://gpu:8000"\nwake_items = 7', device="cpu"), r"server\.wake_items is of a"),
         (
             GOOD + "[tiers.server]\nport = 9000\n",
             r"tiers\[1\] \(large\): scout-m runs in the worker: no \[tiers.server\]",
@@ -197,7 +207,7 @@ def test_what_a_profile_says_of_its_servers_is_checked(text: str, said: str) -> 
 def test_a_server_of_somebody_else() -> None:
     """It takes no port, no device and no memory here."""
     profile = parse_profile(served(server='url = "http://gpu:8102/"', device="cpu").encode(), "x.toml")
-    assert profile.server_url(profile.tiers[1]) == "http://gpu:8102/"
+    assert profile.server_url(profile.tiers[1]) == "http://gpu:8102"
 
 
 def test_a_model_under_a_press_says_which_answers_are_votes() -> None:
