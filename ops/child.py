@@ -27,8 +27,9 @@ class Child:
     ready_within_s: float = 120.0
     #: In a rolling restart its successor comes up beside it: where the two share no port and no memory of a device.
     overlaps: bool = False
-    #: Asked at every poll once it is ready, so it must be quick; False: it hangs, and is killed.
-    alive: Callable[[], bool] | None = field(default=None, repr=False)
+    #: Makes at each start, since what was seen of one run says nothing of the next, who is asked at every poll once it
+    #: is ready, so it must be quick; False: it hangs, and is killed.
+    alive: Callable[[], Callable[[], bool]] | None = field(default=None, repr=False)
     #: From SIGTERM to SIGKILL.
     drain_s: float = 30.0
     #: False: a job. Status 0 ends it; only a signal, a server away (69) or somebody busy (75) is worth another try.

@@ -9,12 +9,15 @@ import time
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TextIO
+from typing import IO, TYPE_CHECKING, TextIO
 
 from configs.errors import DiskError, FleetError
 from ops.child import Child, ChildState
 from ops.tied import tied
 from routing.logs import without_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: A killed process that is still there after this many seconds is left to the kernel.
 STUCK_S = 10.0
@@ -46,6 +49,8 @@ class Running:
         #: Monotonic time of the first SIGKILL of this run; 0 before it.
         self.killed = 0.0
         self._process: subprocess.Popen[bytes] | None = None
+        #: Of this run.
+        self._alive: Callable[[], bool] | None = None
         self._stream = stream
         self._width = width
         self._prefix = f"{child.name:<{width}} | "
@@ -72,6 +77,11 @@ class Running:
     def may_start(self) -> bool:
         """Whether nothing outside speaks against it."""
         return self.child.may_start is None or self.child.may_start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it does not hang, as far as somebody asks."""
+        return self._alive is None or self._alive()
 
     def successor(self) -> "Running":
         """The same child once more, not started."""
@@ -123,6 +133,7 @@ class Running:
                 output.close()
         if self._process.stdout:
             os.set_blocking(self._process.stdout.fileno(), False)
+        self._alive = child.alive() if child.alive else None
         self.started, self.killed = time.monotonic(), 0.0
         self.phase = "starting"
 

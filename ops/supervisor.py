@@ -95,7 +95,7 @@ class Supervisor:
                 self._after_exit(running, now)
             elif running.phase == "starting":
                 self._check_ready(running, now)
-            elif running.phase == "ready" and running.child.alive and not running.child.alive():
+            elif running.phase == "ready" and not running.is_alive:
                 self.end(running.child.name, "it does not answer")
             elif running.phase == "draining":
                 self._see_out(running, now)

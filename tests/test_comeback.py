@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from configs.errors import BusyError, FleetError
 from configs.profile import Profile, Tier
 from configs.serving import Server
+from ops import lmcache
 from ops.child import Backoff, Child
 from ops.comeback import given_up
 from ops.fleet import fleet_children
@@ -190,7 +192,9 @@ def test_a_server_that_hangs_is_killed_and_comes_back(tmp_path: Path) -> None:
     """Not at the first look in vain, not while it answers; the poll waits for none of its answers."""
     url = f"http://127.0.0.1:{(port := free_port())}"
     argv = python(SERVES, str(port))
-    server = Child(name="server", argv=argv, ready=Health(url), alive=Life(url, 0.3), endless=True, log=tmp_path / "l")
+    server = Child(
+        name="server", argv=argv, ready=Health(url), alive=partial(Life, url, 0.3), endless=True, log=tmp_path / "l"
+    )
     with Supervisor([server], QUICK, io.StringIO()) as supervisor:
         poll_until(supervisor, lambda: supervisor.all_ready)
         pid = supervisor.states[0].pid
@@ -208,6 +212,32 @@ def test_a_server_that_hangs_is_killed_and_comes_back(tmp_path: Path) -> None:
         assert [(e.what, e.detail) for e in events] == [("killed", "it does not answer")]
         assert time.monotonic() - begun_s > 0.6
         poll_until(supervisor, lambda: supervisor.states[0].restarts == 1 and supervisor.all_ready)
+
+
+def test_a_server_that_comes_back_is_not_ended_for_its_forerunners_silence(tmp_path: Path) -> None:
+    """The third look was in flight when it crashed, and fails by that: it says nothing of the next run."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    lives: list[Life] = []
+
+    def life() -> Life:
+        lives.append(Life(url, 0.5))
+        return lives[-1]
+
+    server = Child(
+        name="s", argv=python(SERVES, str(port)), ready=Health(url), alive=life, endless=True, log=tmp_path / "l"
+    )
+    with Supervisor([server], QUICK, io.StringIO()) as supervisor:
+        poll_until(supervisor, lambda: supervisor.all_ready)
+        pid = supervisor.states[0].pid
+        assert pid
+        os.kill(pid, signal.SIGUSR1)
+        poll_until(supervisor, lambda: lives[0]._silent == 2 and bool(lives[0]._look and lives[0]._look.is_alive()))
+        os.kill(pid, signal.SIGKILL)
+        events = poll_until(supervisor, lambda: supervisor.states[0].restarts == 1 and supervisor.all_ready)
+        assert lives[0]._silent == 3
+        until_s = time.monotonic() + 1.0
+        events += poll_until(supervisor, lambda: time.monotonic() > until_s)
+        assert [event.what for event in events if event.what in {"exited", "killed"}] == ["exited"]
 
 
 def test_a_server_that_does_not_follow_gives_its_device_to_others() -> None:
@@ -251,11 +281,14 @@ def test_the_worker_of_a_served_tier_waits_as_long_as_its_server_may_take(tmp_pa
 
 def test_servers_do_not_get_the_fleets_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither vLLM nor LMCache nor its Valkey; the rest of the environment they do get."""
-    assert {"REDIS_URL", KEY_VARIABLE, BLOCKS_VARIABLE, DATABASE, "VLLM_API_KEY"} <= set(NOT_THEIRS)
+    secrets = {"REDIS_URL", KEY_VARIABLE, BLOCKS_VARIABLE, DATABASE, "VLLM_API_KEY", "FLOWER_BASIC_AUTH"}
+    assert secrets <= set(NOT_THEIRS)
     for name in (*NOT_THEIRS, "HARMLESS"):
         monkeypatch.setenv(name, "inherited-of-the-fleet")
     argv = python("import os; print([n for n, v in os.environ.items() if v == 'inherited-of-the-fleet'], flush=True)")
     command = ServerCommand("some-vlm", (), {}, "http://127.0.0.1:1", "http://127.0.0.1:1/health")
+    for name in ("PORT", "HTTP_PORT"):
+        monkeypatch.setattr(lmcache, name, free_port())
     tiers = (Tier(name="vlm", model="qwen3-vl-4b-instruct", server=Server(lmcache=True, block_size=32)),)
     children = lmcache_children(Profile(name="x", tiers=tiers), "python", tmp_path, None, environ={})
     for child in (*children, _child("vlm-server", command, tmp_path, (), 1.0)):
