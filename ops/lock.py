@@ -89,16 +89,27 @@ def holder(path: Path) -> int | None:
         DiskError: the file cannot be read.
         BusyError: somebody took it this moment and has not said who.
     """
+    found = held_by(path)
+    return found[0] if found else None
+
+
+def held_by(path: Path) -> tuple[int, str] | None:
+    """The process that holds the lock, and the command that it said then; None when nobody does.
+
+    Raises:
+        DiskError: the file cannot be read.
+        BusyError: somebody took it this moment and has not said who.
+    """
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return None
     except BlockingIOError:
-        pid = path.read_bytes().partition(b"\n")[0]
+        pid, _, command = path.read_text(errors="replace").partition("\n")
         if not pid.isdigit():
             raise BusyError(f"{path} was taken this moment: try again") from None
-        return int(pid)
+        return int(pid), command.strip()
     except OSError as error:
         raise DiskError(f"cannot read {path}: {error.strerror}") from error
     return None

@@ -6,12 +6,12 @@ ready once comes back by itself, without end; its tier's items go on meanwhile b
 """
 
 import dataclasses
-import os
 import re
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,13 +24,11 @@ from configs.memory import devices_of, served
 from configs.profile import Profile, Tier
 from ops.child import Child
 from ops.lmcache import NOT_THEIRS, lmcache_children
-from ops.lock import holder
+from ops.vllm_lock import LOCK_FILE, started
 from ops.vllm_releases import installed_release
 from ops.vllm_server import ServerCommand, server_command, vllm_python
 from routing.address import ServerAddress
 
-#: Held by `natix-fleet vllm start`.
-LOCK_FILE = Path("var/vllm/lock")
 #: A server that starts is asked for its health at most this often, and has so long for the answer.
 LOOK_S, ANSWER_S = 1.0, 0.5
 #: One that was ready is asked this often, and has so long for the answer; so many looks in vain: it hangs.
@@ -101,7 +99,7 @@ class Health:
 
 
 class Life:
-    """Asks a server that was ready whether it still serves; never waits for the answer.
+    """Asks a run of a server that was ready whether it still serves; never waits for the answer.
 
     A server under load answers late, so it is asked patiently: SILENT_LOOKS looks in a row without an answer, each of
     SILENT_S, are about 45 s.
@@ -163,7 +161,7 @@ def find_servers(
         lock: of `natix-fleet vllm start`.
 
     Raises:
-        BusyError: somebody else has the port of one.
+        BusyError: somebody else has the port of one, or is about to have it.
         ConfigError: vLLM is not here, or cannot do what a tier asks for.
     """
     tiers = served_tiers(profile)
@@ -173,6 +171,7 @@ def find_servers(
     release = installed_release(python)
     commands = {tier.name: server_command(profile, tier, release, python) for tier in tiers}
     standing = {name: one.url for name, one in commands.items() if _stands(name, one)}
+    kept = _kept(profile, tiers, standing, lock)
     ours = tuple(tier for tier in profile.tiers if tier.name in commands.keys() - standing.keys())
     fewer = replace(profile, tiers=ours)
     children = [endless(child) for child in lmcache_children(fewer, python, folder, ledger)] if ours else []
@@ -186,8 +185,34 @@ def find_servers(
         after += caches if tier.server.lmcache else ()
         children.append(_child(name, commands[tier.name], folder, tuple(after), tier.server.start_within_s))
         names[tier.name] = name
-    kept = frozenset(standing) if holder(lock) not in {None, os.getpid()} else frozenset()
     return Servers(tuple(children), names, standing, kept)
+
+
+def _kept(profile: Profile, tiers: Sequence[Tier], standing: Mapping[str, str], lock: Path) -> frozenset[str]:
+    """Of the tiers with a server that stands, those that `natix-fleet vllm start` looks after here.
+
+    Raises:
+        BusyError: it starts one of them: nobody may listen yet, and the port and the memory are taken all the same.
+        ConfigError: the profile that it runs cannot be read.
+    """
+    start = started(lock)
+    if start is None:
+        return frozenset()
+    theirs = start.profile()
+    places = {theirs.server_url(tier): tier for tier in served_tiers(theirs)}
+    kept = set()
+    for tier in tiers:
+        url = profile.server_url(tier)
+        there = places.get(url)
+        if there and tier.name not in standing:
+            raise BusyError(
+                f"tier {tier.name!r}: natix-fleet vllm start (pid {start.pid}) starts the server at {url}: wait until "
+                f"natix-fleet vllm status --profile {start.profile_name} ends with 0, or natix-fleet vllm stop"
+            )
+        # What waits is looked for in the ledger by the tier's name.
+        if there and (there.name, there.residency) == (tier.name, tier.residency):
+            kept.add(tier.name)
+    return frozenset(kept)
 
 
 def require_wakers(profile: Profile, servers: Servers, *, embedded: bool) -> None:
@@ -219,7 +244,7 @@ def _child(name: str, command: ServerCommand, folder: Path, after: tuple[str, ..
         after=after,
         ready=Health(command.health_url),
         ready_within_s=start_within_s,
-        alive=Life(command.health_url),
+        alive=partial(Life, command.health_url),
         drain_s=DRAIN_S,
         endless=True,
         cause=cause,
@@ -256,10 +281,10 @@ def _stands(tier: str, command: ServerCommand) -> bool:
     )
 
 
-def models_at(url: str) -> list[str]:
-    """Names of the models that a server serves, by its own word; empty: it has none."""
+def models_at(url: str, headers: Mapping[bytes, bytes] | None = None) -> list[str]:
+    """Names of the models that a server serves, by its own word; empty: it has none, or does not tell us."""
     try:
-        reply = httpx2.get(f"{url}/v1/models", timeout=_MODELS_WITHIN_S, trust_env=False)
+        reply = httpx2.get(f"{url}/v1/models", headers=headers, timeout=_MODELS_WITHIN_S, trust_env=False)
         return [str(model["id"]) for model in reply.json()["data"]]
     except (httpx2.HTTPError, ValueError, KeyError, TypeError):
         return []

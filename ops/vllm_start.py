@@ -17,19 +17,18 @@ from configs.profile import load_profile
 from ops.child import Event
 from ops.fleet import server_children
 from ops.interrupts import Interrupts
-from ops.lock import RunLock, holder
+from ops.lock import holder
 from ops.residency_control import Residency
 from ops.supervisor import Supervisor
-from ops.vllm_children import DRAIN_S, LOCK_FILE, find_servers
-from routing.address import address_from_environment
+from ops.vllm_children import DRAIN_S, find_servers
+from ops.vllm_lock import LOCK_FILE, start_lock, started
+from routing.address import SERVER_URL_FILE, ServerAddress, address_from_environment
 from routing.command import INTERRUPTED
 
 log = structlog.get_logger(__name__)
 
 #: The servers' logs.
 FOLDER = LOCK_FILE.parent
-#: Before the profile's name, as the lock says who holds it.
-_COMMAND = "natix-fleet vllm start --profile "
 _LOOK_EVERY_S = 0.1
 #: Servers that wait for each other end one after another.
 _STOP_WITHIN_S = 4 * DRAIN_S
@@ -40,14 +39,16 @@ def start(profile_name: str) -> None:
 
     Raises:
         BusyError: servers are started here already, or somebody else has a port.
-        ConfigError: the profile has no servers to start, vLLM is not here, or a tier cannot sleep.
+        ConfigError: the profile has no servers to start, vLLM is not here, a tier cannot sleep, or the ledger's URL is
+            wrong.
         FleetError: a server's first start failed; with its cause and its last lines.
     """
     profile = load_profile(profile_name)
     interrupts = Interrupts()
+    ledger = _ledger()
     with ExitStack() as stack:
-        stack.enter_context(RunLock(LOCK_FILE, f"{_COMMAND}{profile_name}", "vllm start"))
-        servers = find_servers(profile, FOLDER)
+        stack.enter_context(start_lock(profile_name))
+        servers = find_servers(profile, FOLDER, ledger)
         for note in servers.notes():
             click.echo(note, err=True)
         if not servers.children:
@@ -74,14 +75,15 @@ def stop(profile_name: str | None) -> None:
 
     Raises:
         BusyError: it runs another profile.
+        ConfigError: there is no such profile.
         FleetError: it cannot be told, or does not end.
     """
-    pid = holder(LOCK_FILE)
-    if pid is None:
+    start = started()
+    if start is None:
         click.echo(f"no servers run here ({LOCK_FILE} is free)")
         return
-    runs = LOCK_FILE.read_text().partition("\n")[2].strip().removeprefix(_COMMAND)
-    if profile_name and profile_name != runs:
+    pid, runs = start.pid, start.profile_name
+    if profile_name and not start.runs(profile_name):
         raise BusyError(f"the servers here are those of profile {runs}: natix-fleet vllm stop --profile {runs}")
     try:
         os.kill(pid, signal.SIGTERM)
@@ -105,9 +107,21 @@ def _runs(lock: Path) -> bool:
         return False
 
 
+def _ledger() -> ServerAddress | None:
+    """The fleet's server; None: nobody names one, and none runs in this folder yet.
+
+    Raises:
+        ConfigError: its URL is wrong, or the file that is to hold it cannot be read.
+    """
+    named = any(os.environ.get(name) for name in ("REDIS_URL", "REDIS_URL_FILE"))
+    return address_from_environment() if named or SERVER_URL_FILE.exists() else None
+
+
 def _ledger_server() -> redis.Redis | None:
-    """The fleet's, once there is one; until then no tier is woken."""
+    """Asked anew whenever it is lost: each `up` without one has its own. Until there is one, no tier is woken."""
     try:
-        return address_from_environment().connect()
-    except FleetError:
-        return None
+        ledger = _ledger()
+    except ConfigError as error:
+        # It was right at the start: the file may come back, and until then this is said as of a server that is away.
+        raise redis.exceptions.ConnectionError(str(error)) from error
+    return ledger.connect() if ledger else None

@@ -1,5 +1,6 @@
 """natix-fleet vllm status: each server of a profile, by its own word."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -18,9 +19,11 @@ from configs.profile import Profile, Tier
 from ops.report_text import LOG_WIDTH
 from ops.run import RUN_FOLDER
 from ops.up import UP_FOLDER
-from ops.vllm_children import LOCK_FILE, models_at
+from ops.vllm_children import models_at
+from ops.vllm_lock import LOCK_FILE
 from ops.wakes import Taken, median_s, read_wakes
 from workers.rest import is_loopback, sleeping
+from workers.served import KEY_VARIABLE
 
 _ANSWER_S = 5.0
 #: Where servers of this folder's fleets note their wakes.
@@ -68,9 +71,10 @@ def server_status(tier: Tier, url: str, key: str, folders: tuple[Path, ...] = _F
         key: of the model that it should serve.
         folders: where its wakes may be noted.
     """
-    with httpx2.Client(timeout=_ANSWER_S, trust_env=False) as client:
+    headers = _login(tier)
+    with httpx2.Client(headers=headers, timeout=_ANSWER_S, trust_env=False) as client:
         # Another model there is as bad as nothing.
-        healthy = _text(client, f"{url}/health") is not None and key in models_at(url)
+        healthy = _text(client, f"{url}/health") is not None and key in models_at(url, headers)
         text = _text(client, f"{url}/metrics") or ""
         asleep = sleeping(client, url) if is_loopback(url) else None
     taken = next((found for folder in folders if (found := read_wakes(folder).get(tier.name))), Taken())
@@ -111,6 +115,13 @@ def _text(client: httpx2.Client, url: str) -> str | None:
     except httpx2.RequestError:
         return None
     return reply.text if reply.status_code == httpx2.codes.OK else None
+
+
+def _login(tier: Tier) -> dict[bytes, bytes]:
+    """As the tier's workers have it; the fleet's own servers want none, and are told none."""
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    # Bytes: a key that no header may have is a server that does not answer, and no fault of ours.
+    return {b"Authorization": f"Bearer {key}".encode()} if key and tier.server.url else {}
 
 
 def _served(profile: Profile) -> list[tuple[Tier, str]]:

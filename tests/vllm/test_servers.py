@@ -159,8 +159,9 @@ def test_start_status_stop_and_a_kill(box: Box, monkeypatch: pytest.MonkeyPatch)
         # What up and run do with it, and with another model that would want the same port.
         monkeypatch.setenv("NATIX_FLEET_WEIGHTS", box.env["NATIX_FLEET_WEIGHTS"])
         tier = Tier(name="vlm", model=NAME, server=Server(port=box.port))
-        lock = box.folder / "var/vllm/lock"
-        found = find_servers(Profile(name="p", tiers=(tier,)), box.folder / "up", lock=lock)
+        # A profile that is told by a path is found from where it was typed.
+        monkeypatch.chdir(box.folder)
+        found = find_servers(Profile(name="p", tiers=(tier,)), box.folder / "up")
         assert found == Servers(standing={"vlm": status["url"]}, kept=frozenset({"vlm"}))
         assert "used as it is" in found.notes()[0]
         command = [*box.command("status")[:-1], "other.toml"]
@@ -168,7 +169,7 @@ def test_start_status_stop_and_a_kill(box: Box, monkeypatch: pytest.MonkeyPatch)
         assert subprocess.run(command, cwd=box.folder, env=box.env, check=False).returncode == 69
         other = msgspec.structs.replace(tier, model="qwen3-vl-8b-thinking")
         with pytest.raises(BusyError, match=f"taken by a server of {NAME}"):
-            find_servers(Profile(name="p", tiers=(other,)), box.folder / "up", lock=lock)
+            find_servers(Profile(name="p", tiers=(other,)), box.folder / "up")
 
         pid = server_pid(box)
         children = group(pid) - {pid}
