@@ -132,25 +132,29 @@ def _in_the_worker(where: str, tier: "Tier", specs: "Sequence[ModelSpec]") -> It
 def _elsewhere(tier: "Tier") -> Iterator[str]:
     """Of a server that somebody else runs the fleet decides nothing."""
     url = tier.server.url
-    if not re.fullmatch(r"https?://[^/\s@]+/?", url) or not _has_port(url):
+    if not re.fullmatch(r"https?://[^/\s@?#]+/?", url) or not _is_somewhere(url):
         yield f"server.url {url!r} is no http://HOST:PORT"
     ours = {
-        "server.port": tier.server.port,
         "memory_share": tier.memory_share,
         "tensor_parallel": tier.tensor_parallel > 1,
-        "server.data_parallel": tier.server.data_parallel > 1,
-        "server.lmcache": tier.server.lmcache,
         'residency = "sleep"': tier.residency == "sleep",
         "device": tier.device != "cpu",
+        "precision": tier.precision != "auto",
     }
+    # How it is asked is the fleet's.
+    asked = {"url", "in_flight", "timeout_s", "sent_px", "max_outside", "start_within_s"}
+    for name in sorted(set(Server.__struct_fields__) - asked):
+        ours[f"server.{name}"] = getattr(tier.server, name) != getattr(Server(), name)
     for name, set_here in ours.items():
         if set_here:
             yield f"{name} is of a server that the fleet starts, and server.url is somebody else's: give one of them"
 
 
-def _has_port(url: str) -> bool:
-    """Whether a URL's port, if it names one, can be one: urlsplit refuses others."""
+def _is_somewhere(url: str) -> bool:
+    """Whether a URL's host can be looked up, and its port, if it names one, can be one."""
     try:
-        return urlsplit(url).port != 0
+        place = urlsplit(url)
+        # Refused here as it would be at the first connection: a label that is empty or too long.
+        return bool(place.hostname) and bool(str(place.hostname).encode("idna")) and place.port != 0
     except ValueError:
         return False

@@ -147,6 +147,8 @@ def need(tier: "Tier", specs: Sequence[ModelSpec], device: Device) -> Need:
         asleep = processes * CONTEXT_BYTES
         awake = asleep + weights + tier.workers * max(rooms)
     sleeps = tier.residency == "sleep"
+    # One set for the server, however many devices it is on; the first of them is the process that is counted anyway.
+    front_ends, devices = tier.server.api_processes - 1, tier.tensor_parallel * tier.server.data_parallel
     return Need(
         tier=tier.name,
         models=tuple(f"{spec.key} ({precision})" for spec, precision in zip(specs, precisions, strict=True)),
@@ -154,7 +156,7 @@ def need(tier: "Tier", specs: Sequence[ModelSpec], device: Device) -> Need:
         weight_bytes=weights,
         awake_bytes=awake,
         asleep_bytes=asleep,
-        host_bytes=processes * PROCESS_BYTES + (tier.server.api_processes - 1) * FRONT_END_BYTES + sleeps * weights,
+        host_bytes=processes * PROCESS_BYTES + front_ends * FRONT_END_BYTES // devices + sleeps * weights,
     )
 
 

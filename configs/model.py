@@ -202,6 +202,8 @@ def load_model(key: str) -> ModelSpec:
         raise ConfigError(f"model {key!r} is replaced by {spec.replaced_by!r}: {spec.reason}")
     if not spec.engine:
         raise ConfigError(f"model {key!r}: no engine runs it: {spec.reason}")
+    if spec.engine == "vllm" and spec.serving is None:
+        raise ConfigError(f"model {key!r}: its engine is vllm, and nothing says how it is served: add [serving]")
     return spec
 
 

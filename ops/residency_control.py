@@ -18,17 +18,18 @@ import httpx2
 import redis
 import structlog
 
-from configs.errors import ConfigError, ServerError
+from configs.errors import ServerError
 from configs.profile import Profile
 from ops.residency import Moves, choose
+from ops.sleepers import sleepers
 from ops.sleeping_tier import AGAIN_S, SleepingTier, worker_names
 from ops.supervisor import Supervisor
-from ops.vllm_children import Servers, devices_held, served_tiers
+from ops.vllm_children import Servers
 from ops.wakes import Wakes
 from routing.ledger import PREFIX
 from routing.patience import passing
 from workers.rest import LOOK_S as REST_LOOK_S
-from workers.rest import in_hand, is_loopback, rest_key, sleeping, this_host
+from workers.rest import in_hand, rest_key, sleeping, this_host
 
 if TYPE_CHECKING:
     from ops.child import ChildState
@@ -84,7 +85,7 @@ class Residency:
         self._lock, self._telling = threading.Lock(), threading.Lock()
         self._ending = threading.Event()
         self._states: dict[str, ChildState] = {}
-        self._tiers = {one.tier.name: one for one in _sleepers(profile, servers, self._client, workers=workers)}
+        self._tiers = {one.tier.name: one for one in sleepers(profile, servers, self._client, workers=workers)}
         self._thread = threading.Thread(target=self._live, name="residency", daemon=True)
 
     def __contains__(self, tier: str) -> bool:
@@ -279,34 +280,3 @@ class Residency:
                     server.set(rest_key(name, self._host), 1, px=REST_MS)
                 elif was:
                     server.delete(rest_key(name, self._host))
-
-
-def _sleepers(profile: Profile, servers: Servers, client: httpx2.Client, *, workers: bool) -> list[SleepingTier]:
-    """The tiers that sleep, as far as they are ours to wake."""
-    served = {tier.name for tier in served_tiers(profile)}
-    sleep = [tier for tier in profile.tiers if tier.residency == "sleep" and not tier.server.url]
-    #: Whoever wakes the servers on a device must wake the other tiers there.
-    others = servers.kept if workers else served
-    apart = {name: devices_held(profile, profile.tier(name)) for name in others if profile.tier(name) in sleep}
-    found: list[SleepingTier] = []
-    for tier in sleep:
-        devices = frozenset(devices_held(profile, tier))
-        url = servers.standing.get(tier.name, "")
-        if tier.name in servers.names:
-            found.append(SleepingTier(tier, devices, profile.server_url(tier), servers.names[tier.name]))
-        elif tier.name not in served:
-            if any(devices & set(there) for there in apart.values()):
-                raise ConfigError(
-                    f"tier {tier.name!r} sleeps beside tiers with servers: those must be started by the natix-fleet "
-                    "up or run that has its workers, not by natix-fleet vllm start"
-                )
-            if workers:
-                found.append(SleepingTier(tier, devices, after=servers.before(tier, profile)))
-        elif tier.name not in servers.kept:
-            if not is_loopback(url) or sleeping(client, url) is None:
-                raise ConfigError(
-                    f"tier {tier.name!r} sleeps, and its server at {url} cannot: start it with --enable-sleep-mode "
-                    "and VLLM_SERVER_DEV_MODE=1 on 127.0.0.1, or let natix-fleet start it"
-                )
-            found.append(SleepingTier(tier, devices, url))
-    return found

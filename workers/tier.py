@@ -1,6 +1,5 @@
 """A tier at work: claim, decode, score, vote, decide, settle. The way of a photo through one level of the cascade."""
 
-import math
 import random
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from routing.messages import Child, Claimed, Item, Verdict, decode_items
 from routing.owner import Owner
 from routing.refusals import Lost
 from workers.batcher import Batcher
+from workers.claim_clock import ClaimClock
 from workers.engines import EngineAwayError
 from workers.fanout import Fanout
 from workers.gate import Gate
@@ -37,25 +37,6 @@ log = structlog.get_logger(__name__)
 CLAIMS_FUSE = 20
 #: The mark of a batch none of whose items runs.
 NOBODY = -1
-
-
-class _Since(Struct, frozen=True):
-    """Unix time as the server said it at the claim, going on by this process's monotonic clock."""
-
-    claimed_ms: int
-    begun_s: float
-
-    def now_ms(self) -> int:
-        return self.claimed_ms + int((time.monotonic() - self.begun_s) * 1000)
-
-    def due_s(self, items: Sequence[Item]) -> list[float]:
-        """When each item is overdue, on the monotonic clock; empty: none has a deadline."""
-        if not any(item.deadline_ms for item in items):
-            return []
-        return [
-            self.begun_s + (item.deadline_ms - self.claimed_ms) / 1000 if item.deadline_ms else math.inf
-            for item in items
-        ]
 
 
 class _Alone(Struct):
@@ -109,7 +90,7 @@ class TierStop(Stop):
 
     def work(self, claim: Claim) -> None:
         """Takes a claim from pixels to its children in the ledger."""
-        since = _Since(claim.now_us // 1000, time.monotonic())
+        since = ClaimClock(claim.now_us // 1000, time.monotonic())
         readable: list[tuple[Claimed, list[Item]]] = []
         for batch in claim.batches:
             try:
@@ -126,7 +107,7 @@ class TierStop(Stop):
             items = [item for _, items in together for item in items]
             self._work_together(claim, batches, items, since)
 
-    def _work_together(self, claim: Claim, batches: list[Claimed], items: list[Item], since: _Since) -> None:
+    def _work_together(self, claim: Claim, batches: list[Claimed], items: list[Item], since: ClaimClock) -> None:
         # A claim is of one lane.
         lane = batches[0].lane
         with self._gate.together():
@@ -146,7 +127,7 @@ class TierStop(Stop):
             return
         self._decide(claim, batches, sound, outcomes, ended, device_s, since)
 
-    def _work_apart(self, claim: Claim, batch: Claimed, items: list[Item], since: _Since) -> None:
+    def _work_apart(self, claim: Claim, batch: Claimed, items: list[Item], since: ClaimClock) -> None:
         """One item at a time, each written down before it runs: if it kills this process, the death is that item's."""
         ended: list[Verdict] = []
         sound: list[Item] = []
@@ -179,7 +160,7 @@ class TierStop(Stop):
                     outcomes.append(outcome)
         self._decide(claim, [batch], sound, outcomes, ended, device_s, since, failed, apart=True)
 
-    def _try(self, claim: Claim, batch: Claimed, index: int, item: Item, since: _Since, tried: _Alone) -> None:
+    def _try(self, claim: Claim, batch: Claimed, index: int, item: Item, since: ClaimClock, tried: _Alone) -> None:
         """One suspect, in the device thread. What dies with it inside the mark is its fault: nothing else runs then."""
         with self._gate.alone():
             self.patiently(partial(self.owner.ledger.mark, claim.owner, batch, index))
@@ -189,7 +170,7 @@ class TierStop(Stop):
             tried.device_s = time.monotonic() - begun_s
             self.patiently(partial(self.owner.ledger.mark, claim.owner, batch, NOBODY))
 
-    def _load(self, items: Sequence[Item], since: _Since) -> tuple[list[Verdict], list[Item], list[Any]]:
+    def _load(self, items: Sequence[Item], since: ClaimClock) -> tuple[list[Verdict], list[Item], list[Any]]:
         """Verdicts for what cannot be loaded or is overdue; the sound items, and the engine's inputs for them."""
         now_ms = since.now_ms()
         ended: list[Verdict] = [
@@ -217,7 +198,7 @@ class TierStop(Stop):
         outcomes: Sequence[Outcome],
         ended: list[Verdict],
         device_s: float,
-        since: _Since,
+        since: ClaimClock,
         failed: Sequence[Child] = (),
         *,
         apart: bool = False,
