@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import struct
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,8 @@ from workers.yes_no import NO, YES
 
 #: Names the interpreter that has llm-compressor; its packages and vLLM's cannot live together.
 PYTHON_VARIABLE = "NATIX_FLEET_PYTHON_QUANTIZE"
+_ASK = "import importlib.util, sys; sys.exit(importlib.util.find_spec('llmcompressor') is None)"
+_ASK_WITHIN_S = 30.0
 
 Bits = Literal["fp8", "int8", "int4"]
 #: Presets of compressed-tensors. Weights each, by output channel or in groups of 128 inputs; activations: fp8 and int8
@@ -111,6 +114,7 @@ def print_quantised(key: str, bits: Bits, out: Path, photos: Path | None, sample
         # The first token of a model that thinks is no answer.
         "compared": [] if serving.thinking_tokens else [str(path) for path in seen[:COMPARED]],
     }
+    _require_library(python)
     how = f"GPTQ on {len(seen)} photos" if order["calibration"] else "to the nearest"
     click.echo(f"{key}: {SCHEMES[bits]}, {len(chosen)} of {len(tensors)} weights, rounded {how}", err=True)
     outcome = quantised(python, order, out)
@@ -182,10 +186,20 @@ def _python() -> str:
     if not shutil.which(python):
         cause = f"{PYTHON_VARIABLE} names no interpreter: {python}" if python else f"{PYTHON_VARIABLE} is not set"
         raise ConfigError(
-            f"{cause}: make .venv-quantize and set {PYTHON_VARIABLE}=.venv-quantize/bin/python, or pip install -r "
-            "ops/environments/quantize.txt into an interpreter of your own and name that"
+            f"{cause}: make .venv-quantize/stamp and set {PYTHON_VARIABLE}=.venv-quantize/bin/python, or pip install "
+            "-r ops/environments/quantize.txt into an interpreter of your own and name that"
         )
     return python
+
+
+def _require_library(python: str) -> None:
+    try:
+        subprocess.run([python, "-c", _ASK], capture_output=True, timeout=_ASK_WITHIN_S, check=True)  # noqa: S603 - the operator's
+    except (OSError, subprocess.SubprocessError):
+        raise ConfigError(
+            f"{PYTHON_VARIABLE}: {python} has no llm-compressor: make .venv-quantize/stamp and name "
+            ".venv-quantize/bin/python, or pip install -r ops/environments/quantize.txt there"
+        ) from None
 
 
 def _photos(folder: Path, samples: int) -> list[Path]:

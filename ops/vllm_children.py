@@ -149,6 +149,13 @@ def served_tiers(profile: Profile) -> list[Tier]:
     return [tier for tier in profile.tiers if served(models[tier.name]) and not tier.server.url]
 
 
+def no_servers(profile: Profile) -> ConfigError:
+    """Why the fleet has no servers to look after."""
+    if any(tier.server.url for tier in profile.tiers):
+        return ConfigError(f"profile {profile.name!r}: its servers are somebody else's (server.url)")
+    return ConfigError(f"profile {profile.name!r} has no tier that vLLM serves; vlm-cpu has one, and h100x2 several")
+
+
 def find_servers(
     profile: Profile, folder: Path, ledger: ServerAddress | None = None, lock: Path = LOCK_FILE
 ) -> Servers:

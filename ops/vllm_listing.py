@@ -7,7 +7,7 @@ import msgspec
 
 from configs.errors import ConfigError, UsageError
 from configs.profile import load_profile
-from ops.vllm_children import served_tiers
+from ops.vllm_children import no_servers, served_tiers
 from ops.vllm_releases import NEWEST, RELEASES
 from ops.vllm_server import ServerCommand, catalogue_commands, server_command, vllm_python
 
@@ -22,12 +22,12 @@ def print_commands(profile_name: str | None, release: str, *, as_json: bool) -> 
 
     Raises:
         UsageError: the release is not known.
-        ConfigError: as server_command.
+        ConfigError: as server_command; or the fleet starts no server for the profile.
     """
     release = release or NEWEST
     if release not in RELEASES:
         raise UsageError(f"--release {release}: the fleet knows {', '.join(RELEASES)}")
-    found = commands_of(profile_name, release) if profile_name else catalogue_commands(release, _python())
+    found = commands_of(profile_name, release) if profile_name is not None else catalogue_commands(release, _python())
     if as_json:
         argvs = {key: one.argv for key, one in found.items()}
         click.echo(msgspec.json.format(msgspec.json.encode(argvs), indent=2).decode())
@@ -41,6 +41,8 @@ def commands_of(profile_name: str, release: str) -> dict[str, ServerCommand]:
     profile = load_profile(profile_name)
     models = profile.models()
     tiers = served_tiers(profile)
+    if not tiers:
+        raise no_servers(profile)
     keys = [models[tier.name][0].key for tier in tiers]
     return {
         key if keys.count(key) == 1 else f"{key}:{tier.name}": server_command(profile, tier, release, _python())

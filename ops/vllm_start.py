@@ -20,7 +20,7 @@ from ops.interrupts import Interrupts
 from ops.lock import holder
 from ops.residency_control import Residency
 from ops.supervisor import Supervisor
-from ops.vllm_children import DRAIN_S, find_servers
+from ops.vllm_children import DRAIN_S, find_servers, no_servers, served_tiers
 from ops.vllm_lock import LOCK_FILE, start_lock, started
 from routing.address import SERVER_URL_FILE, ServerAddress, address_from_environment
 from routing.command import INTERRUPTED
@@ -44,6 +44,8 @@ def start(profile_name: str) -> None:
         FleetError: a server's first start failed; with its cause and its last lines.
     """
     profile = load_profile(profile_name)
+    if not served_tiers(profile):
+        raise no_servers(profile)
     interrupts = Interrupts()
     ledger = _ledger()
     with ExitStack() as stack:
@@ -52,7 +54,7 @@ def start(profile_name: str) -> None:
         for note in servers.notes():
             click.echo(note, err=True)
         if not servers.children:
-            raise ConfigError(f"profile {profile.name!r} has no servers to start here")
+            raise ConfigError(f"profile {profile.name!r} has no servers to start here: all of them stand")
         residency = stack.enter_context(Residency(profile, servers, _ledger_server, FOLDER, workers=False))
         supervisor = Supervisor(list(server_children(servers, residency)), interrupts=interrupts)
         residency.tend(supervisor)

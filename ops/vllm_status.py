@@ -19,7 +19,7 @@ from configs.profile import Profile, Tier
 from ops.report_text import LOG_WIDTH
 from ops.run import RUN_FOLDER
 from ops.up import UP_FOLDER
-from ops.vllm_children import models_at
+from ops.vllm_children import models_at, no_servers
 from ops.vllm_lock import LOCK_FILE
 from ops.wakes import Taken, median_s, read_wakes
 from workers.rest import is_loopback, sleeping
@@ -52,7 +52,13 @@ class ServerStatus(Struct, frozen=True):
 
 
 def print_servers(profile: Profile, *, as_json: bool) -> None:
-    """Prints them; ends with status 69 unless all are healthy."""
+    """Prints them; ends with status 69 unless all are healthy.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if not _served(profile):
+        raise no_servers(profile)
     found = [server_status(tier, profile.server_url(tier), key) for tier, key in _served(profile)]
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())

@@ -117,10 +117,13 @@ def test_no_room_is_said_before_it_begins(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_no_half_checkpoint(tmp_path: Path) -> None:
-    """An interpreter without llm-compressor: its own words, and the next try finds the folder free."""
+    """A llm-compressor without torch: its own words, and the next try finds the folder free."""
     checkpoint(tmp_path / "weights" / KEY, {LAYER: ("BF16", (2, 128))})
+    (tmp_path / "libraries").mkdir()
+    (tmp_path / "libraries/llmcompressor.py").write_text("import torch_of_another_time\n")
+    path = f"{tmp_path / 'libraries'}:{ROOT}"
     for _ in range(2):
-        ended, line = quantize(tmp_path, KEY, "--precision", "fp8", "--out", "out")
+        ended, line = quantize(tmp_path, KEY, "--precision", "fp8", "--out", "out", PYTHONPATH=path)
         assert (ended, "llm-compressor ended with status 1" in line) == (70, True), line
         assert "No module named" in line
         assert not (tmp_path / "out").exists()
@@ -151,6 +154,8 @@ def test_the_language_model_is_quantised_and_nothing_else(name: str, shape: tupl
 #: In place of llm-compressor: it keeps its order and its environment, and says that it is done.
 NOTER = """#!{python}
 import json, os, pathlib, sys
+if sys.argv[1] == "-c":
+    sys.exit()  # asked whether it has llm-compressor
 order = json.load(sys.stdin)
 folder = pathlib.Path(order["out"])
 (folder / "order.json").write_text(json.dumps(order))

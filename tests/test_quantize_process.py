@@ -18,6 +18,8 @@ from tests.test_quantize import KEY, LAYER, NOTER, ROOT, checkpoint
 #: In place of the interpreter that has llm-compressor: its own pid and half a checkpoint, in the folder that --out is.
 HALF = """#!{python}
 import os, pathlib, sys, time
+if sys.argv[1] == "-c":
+    sys.exit()  # asked whether it has llm-compressor
 folder = pathlib.Path(os.environ["HERE"])
 (folder / "out").mkdir(exist_ok=True)
 (folder / "out/model.safetensors").write_text("half")
@@ -191,6 +193,14 @@ def test_a_signal_while_it_compares_leaves_the_checkpoint(folder: Path) -> None:
         assert process.wait(20) == 128 + signal.SIGTERM
         assert is_gone(child)
         assert (folder / "out/model.safetensors").read_text() == "whole"
+
+
+def test_an_interpreter_without_llm_compressor_is_named(folder: Path) -> None:
+    """As a wrong configuration, with what makes the right one; nothing was begun."""
+    status, _, said = run(folder, sys.executable)
+    assert status == 78, said
+    assert f"{sys.executable} has no llm-compressor: make .venv-quantize/stamp" in said
+    assert not (folder / "out.log").exists()
 
 
 def test_any_number_of_photos(folder: Path) -> None:

@@ -158,3 +158,21 @@ def test_status_of_somebody_elses_server(here: Path, monkeypatch: pytest.MonkeyP
         assert run(*FLEET, "vllm", "status", "--profile", "x.toml", **{KEY_VARIABLE: "open sesame"}).returncode == 0
         own = written("mine.toml", urlsplit(url).port or 0)
         assert not server_status(own.tiers[0], url, VLM, (here,)).healthy
+
+
+@pytest.mark.parametrize("command", ["commands", "start", "status"])
+def test_a_profile_without_servers(command: str, here: Path) -> None:
+    """One whose tiers all run in workers; one whose servers are somebody else's has nothing to start."""
+    env = {PYTHON_VARIABLE: str(here / "python")}
+    refuses(
+        run(*FLEET, "vllm", command, "--profile", "demo", **env), ConfigError, "'demo' has no tier that vLLM serves"
+    )
+    if command != "status":
+        tier = f'[[tiers]]\nname = "vlm"\nmodel = "{VLM}"\n[tiers.server]\nurl = "http://gpu:8000"\n'
+        Path("theirs.toml").write_text(f'name = "theirs"\n{tier}')
+        refuses(run(*FLEET, "vllm", command, "--profile", "theirs.toml", **env), ConfigError, "are somebody else's")
+
+
+def test_an_empty_name_is_no_profile(here: Path) -> None:
+    """And not the whole catalogue."""
+    refuses(run(*FLEET, "vllm", "commands", "--profile", "", **{PYTHON_VARIABLE: str(here / "python")}), ConfigError)
