@@ -10,16 +10,21 @@ from collections.abc import Iterator
 import pytest
 from aiohttp import web
 from PIL import Image
+from structlog.testing import capture_logs
 
+import workers.asleep
+import workers.engines.vllm
 import workers.served
 from configs.errors import ConfigError, PhotoError, ServerError
 from configs.model import load_model
 from configs.serving import Server
+from ops.model_check import beside
 from tests.rude_server import Reply, rude
+from workers.asking import Asking
 from workers.asleep import LOOK_S, AsleepError, Sleep
 from workers.background import wait_for
 from workers.engines import AskedEngine, EngineAwayError, Runtime, Shot, build
-from workers.engines.vllm import Asking, Engine
+from workers.engines.vllm import Engine
 from workers.question import Wording
 from workers.served import Served
 from workers.yes_no import Words
@@ -96,16 +101,21 @@ class Sleeper:
         self.asleep = True
         self.silent = False
         self.questions = 0
+        #: All requests.
+        self.asked = 0
+        #: Where it gives log-probabilities: with these fields in a question; without any it does not.
+        self.fields = {"logprob_token_ids", "allowed_token_ids", "top_logprobs"}
 
-    async def start(self) -> str:
+    async def start(self, port: int = 0) -> str:
         app = web.Application(client_max_size=10**7)
         app.add_routes([web.get("/{path:.*}", self.said), web.post("/{path:.*}", self.said)])
         self.runner = web.AppRunner(app)
         await self.runner.setup()
-        await web.TCPSite(self.runner, "127.0.0.1", 0).start()
+        await web.TCPSite(self.runner, "127.0.0.1", port).start()
         return f"http://127.0.0.1:{self.runner.addresses[0][1]}"
 
     async def said(self, request: web.Request) -> web.Response:
+        self.asked += 1
         while self.silent:  # noqa: ASYNC110 - another thread says it
             await asyncio.sleep(0.02)
         if request.path == "/is_sleeping":
@@ -118,6 +128,8 @@ class Sleeper:
         self.questions += 1
         while self.asleep:  # noqa: ASYNC110 - another thread says it
             await asyncio.sleep(0.02)
+        if not self.fields & set(await request.json()):
+            return web.json_response({"choices": [{"message": {"content": "Yes"}}]})
         content = [{"token": f"token_id:{i}", "logprob": p} for i, p in ((1, -0.1), (2, -3.0))]
         logprobs = {"content": [content[0] | {"top_logprobs": content}]}
         return web.json_response({"choices": [{"message": {"content": "Yes"}, "logprobs": logprobs}]})
@@ -202,3 +214,140 @@ def test_thoughts_and_answer_have_one_deadline() -> None:
             engine.score([b"photo"])
         assert time.monotonic() - start_s < 0.75
     assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (Reply(500, b"model broken"), "says 500: model broken"),
+        (Reply(body=b"<html>"), "answered with what this API has not"),
+        (Reply(body=b'{"choices": []}'), "answered with 0 choices"),
+    ],
+)
+def test_a_tier_that_abstains_says_why(reply: Reply, said: str) -> None:
+    """Once, however many photos: what is no absence opens no breaker, which would say it."""
+    with rude(reply) as server, capture_logs() as logs:
+        engine = asking(server.url, timeout_s=0.2)
+        for _ in range(5):
+            assert engine.score([b"photo"] * 2) == [None] * 2
+        assert engine._served.breaker.state == "closed"
+    (line,) = [line for line in logs if line["log_level"] == "warning"]
+    assert said in str(line)
+
+
+def test_a_server_that_sleeps_and_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Soon it may be on its way; after that the tier's rule for servers that are away holds."""
+    with pytest.raises(AsleepError):
+        asking("http://127.0.0.1:1", sleeps=True).score([b"photo"])
+    monkeypatch.setattr(workers.asleep, "SILENT_S", 0.0)
+    engine = asking("http://127.0.0.1:1", sleeps=True)
+    for _ in range(2):
+        assert engine.score([b"photo"]) == [None]
+    assert engine.take_counts() == {"no_vote_away": 2}
+    with pytest.raises(EngineAwayError, match="refused") as caught:
+        asking("http://127.0.0.1:1", sleeps=True, waits=True).score([b"photo"])
+    assert not isinstance(caught.value, AsleepError)
+
+
+def test_a_server_without_a_word_for_sleep() -> None:
+    """It is a server that is away, and not one that sleeps."""
+    with rude(Reply(404, b"Not Found")) as server:
+        engine = asking(server.url, sleeps=True)
+        assert engine.score([b"photo"]) == [None]
+        assert engine.take_counts() == {"no_vote_away": 1}
+
+
+def test_all_who_ask_after_a_wake_wait_for_one_look(sleeper: tuple[Sleeper, str]) -> None:
+    """None of them is refused on the old word, and the server is asked once."""
+    server, url = sleeper
+    engine = asking(url, sleeps=True)
+    with pytest.raises(AsleepError):
+        engine.score([b"photo"])
+    server.asleep = False
+    time.sleep(LOOK_S)
+    server.asked = 0
+    assert wait_for(_outcomes(engine, 64)) == [pytest.approx(2.9)] * 64
+    assert server.asked == 65
+
+
+def test_a_worker_whose_tier_abstains_does_not_hold_its_photos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes work without its server; once that is there, its photos have votes."""
+    monkeypatch.setattr(workers.engines.vllm, "HOLD_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    runtime = Runtime(url=f"http://127.0.0.1:{port}", server=Server(start_within_s=900.0, timeout_s=3.0))
+    engine = Engine(load_model(NAME), runtime)
+    start_s = time.monotonic()
+    engine.load()
+    assert 0.5 <= time.monotonic() - start_s < 3.0
+    assert engine.score([b"photo"]) == [None]
+    assert engine.take_counts() == {"no_vote_away": 1}
+    server = Sleeper()
+    server.asleep = False
+    wait_for(server.start(port))
+    try:
+        until_s = time.monotonic() + 5.0
+        while engine.score([b"photo"]) == [None]:
+            assert time.monotonic() < until_s
+            time.sleep(0.1)
+        assert engine.score([b"photo"] * 8) == [pytest.approx(2.9)] * 8
+        assert engine.asking.wording.way == "chosen"
+    finally:
+        wait_for(server.runner.cleanup())
+
+
+def test_the_first_photo_after_a_start_in_vain_finds_a_server_that_just_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The breaker of the looks in vain does not stand in its way."""
+    monkeypatch.setattr(workers.engines.vllm, "HOLD_S", 3.0)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    engine = Engine(load_model(NAME), Runtime(url=f"http://127.0.0.1:{port}", server=Server(timeout_s=3.0)))
+    engine.load()
+    server = Sleeper()
+    server.asleep = False
+    wait_for(server.start(port))
+    try:
+        assert engine.score([b"photo"] * 8) == [pytest.approx(2.9)] * 8
+    finally:
+        wait_for(server.runner.cleanup())
+
+
+def test_a_worker_whose_items_wait_waits_for_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as its profile says: it has no use for them without it."""
+    monkeypatch.setattr(workers.engines.vllm, "HOLD_S", 0.1)
+    runtime = Runtime(url="http://127.0.0.1:1", waits=True, server=Server(start_within_s=1.0))
+    with pytest.raises(ServerError, match="did not come up"):
+        Engine(load_model(NAME), runtime).load()
+
+
+def test_a_server_that_cannot_be_asked_is_not_asked_for_every_photo(sleeper: tuple[Sleeper, str]) -> None:
+    """Found out after it woke: said once, remembered, and looked at again later."""
+    server, url = sleeper
+    server.fields = set()
+    engine = Engine(load_model(NAME), Runtime(url=url, sleeps=True, server=Server(timeout_s=3.0)))
+    engine.load()
+    server.asleep = False
+    time.sleep(LOOK_S)
+    with capture_logs() as logs:
+        assert engine.score([b"photo"] * 8) == [None] * 8
+        asked, start_s = server.questions, time.monotonic()
+        assert engine.score([b"photo"]) == [None]
+        assert time.monotonic() - start_s < 0.1
+    assert server.questions == asked <= 3
+    (line,) = [line for line in logs if line["log_level"] == "error"]
+    assert "logprobs-mode" in str(line)
+    server.fields = {"top_logprobs"}
+    engine._finding._wrong_until_s = 0.0
+    assert engine.score([b"photo"]) == [pytest.approx(2.9)]
+
+
+def test_what_was_ruled_out_is_not_counted_as_nothing(sleeper: tuple[Sleeper, str]) -> None:
+    """Among allowed tokens alone nobody knows what is outside."""
+    server, url = sleeper
+    server.asleep = False
+    engine = asking(url)
+    engine._asking = Asking(Wording(NAME, "Roadwork?", ASKING.wording.words, "allowed"))
+    assert engine.score([b"photo"]) == [pytest.approx(2.9)]
+    counts = engine.take_counts()
+    assert "outside_ppm" not in counts
+    assert "not known" in beside(counts)

@@ -6,9 +6,12 @@ from msgspec import Struct
 
 from workers.engines import EngineAwayError
 from workers.served import MistakenError, Served
+from workers.shared import Shared
 
 #: It is asked this often, while photos come.
 LOOK_S = 1.0
+#: It may be on its way into sleep or out of it for so long without a word, as long as ops.residency_control lets it.
+SILENT_S = 300.0
 
 
 class AsleepError(EngineAwayError):
@@ -20,41 +23,56 @@ class Sleep:
 
     def __init__(self, served: Served) -> None:
         self._served = served
-        self._asleep, self._looked_s = False, -LOOK_S
+        self._looked_s = -LOOK_S
+        #: Why it is not asked, as it was last seen; None: it is awake.
+        self._why: EngineAwayError | None = None
+        #: Since when it has not said whether it sleeps; None: it has.
+        self._silent_s: float | None = None
+        self._look = Shared(self._look_once)
 
     async def see_awake(self) -> None:
         """Looks now and then.
 
         Raises:
-            AsleepError: asked, it would fail.
-            MistakenError: as look().
+            AsleepError, EngineAwayError, MistakenError: as look().
         """
         if time.monotonic() >= self._looked_s + LOOK_S:
             await self.look()
-        elif self._asleep:
-            raise AsleepError(f"{self._served.url} sleeps")
+        elif self._why is not None:
+            raise type(self._why)(*self._why.args)
 
     async def look(self) -> None:
-        """Looks now.
+        """Looks now; who comes meanwhile waits for the same look.
 
         Raises:
             AsleepError: it sleeps, or does not say: it is on its way into sleep or out of it, or it starts anew.
+            EngineAwayError: it has not said for SILENT_S.
             MistakenError: it has no such word.
         """
+        why = await self._look()
+        if why is not None:
+            raise type(why)(*why.args)
+
+    async def _look_once(self) -> EngineAwayError | None:
+        was, self._why = self._why, await self._seen()
         self._looked_s = time.monotonic()
-        try:
-            asleep = (await self._served.look("/is_sleeping", _Sleeping)).is_sleeping
-        except MistakenError:
-            raise
-        except EngineAwayError as away:
-            self._asleep = True
-            raise AsleepError(str(away)) from None
-        woke, self._asleep = self._asleep and not asleep, asleep
-        if asleep:
-            raise AsleepError(f"{self._served.url} sleeps")
-        if woke:
+        if was is not None and self._why is None:
             # What it did not answer in its sleep says nothing of it now.
             self._served.breaker.answered()
+        return self._why
+
+    async def _seen(self) -> EngineAwayError | None:
+        try:
+            asleep = (await self._served.look("/is_sleeping", _Sleeping)).is_sleeping
+        except MistakenError as mistaken:
+            self._silent_s = None
+            return mistaken
+        except EngineAwayError as away:
+            now_s = time.monotonic()
+            self._silent_s = now_s if self._silent_s is None else self._silent_s
+            return AsleepError(*away.args) if now_s < self._silent_s + SILENT_S else away
+        self._silent_s = None
+        return AsleepError(f"{self._served.url} sleeps") if asleep else None
 
 
 class _Sleeping(Struct, frozen=True):

@@ -1,7 +1,7 @@
 """A vision-language model that vLLM serves: its first word, yes or no, as a score.
 
 The model runs in a process of its own (ops.vllm_server); here are its client and the reading of its answers. How the
-server can be asked is found out by asking it, not by its release.
+server can be asked is found out in workers.asking.
 """
 
 import asyncio
@@ -9,42 +9,30 @@ import threading
 import time
 from collections.abc import Sequence
 
-import msgspec
 import structlog
-from msgspec import Struct
 from PIL import Image
 
 from configs.errors import ConfigError, ServerError
 from configs.model import ModelSpec
-from configs.prompt import load_prompt
 from configs.serving import Serving
-from workers.answer import Choice, Completion, Place, answer_place
+from workers.answer import Choice, Place, answer_place
+from workers.asking import END, SLACK_TOKENS, Asking, Finding, choices_of
 from workers.asleep import AsleepError, Sleep
 from workers.background import wait_for
 from workers.deadline import within
 from workers.engines import EngineAwayError, Runtime, Shot
-from workers.question import ANSWER_TOKENS, Question, Wording
+from workers.question import Question, Wording
 from workers.sent import sent, sent_stored
 from workers.served import MistakenError, RefusedError, Served, url_of
-from workers.yes_no import NO, YES, Reading, Words, read, works
+from workers.yes_no import Reading, read
 
 log = structlog.get_logger(__name__)
 
 #: While a server is not there yet, it is looked for this often, and that is said this often.
 LOOK_S, SAY_S = 0.5, 30.0
-#: Tokens after the thoughts, within which the answer must come.
-SLACK_TOKENS = 16
-THINK, END = "<think>", "</think>"
-#: A first question that shows whether the server keeps a budget of thoughts.
-PROBE_BUDGET = 4
-
-
-class Asking(Struct, frozen=True):
-    """What was found out about a server."""
-
-    wording: Wording
-    #: The token that ends thoughts; -1: the server keeps no budget, and a thinking model is asked twice.
-    end_of_thoughts: int = -1
+#: Where photos go on without a server, they are held no longer than this for one that is not there at the start.
+HOLD_S = 30.0
+THINK = "<think>"
 
 
 class Engine:
@@ -55,15 +43,17 @@ class Engine:
         self._runtime = runtime
         self._server = runtime.server
         self._serving = spec.serving or Serving()
-        self._prompt = load_prompt(self._serving.prompt)
         self._asking: Asking | None = None
-        self._finding = asyncio.Lock()
+        #: When it is to be said again why photos have no vote.
+        self._say_s = 0.0
         #: What became of the questions since the last take_counts().
         self._counts: dict[str, int] = {}
         self._counting = threading.Lock()
 
     def load(self) -> None:
-        """Waits for the server, and finds out how it can be asked; of one that sleeps, when the first photo comes.
+        """Waits for the server, and finds out how it can be asked.
+
+        That is left to the first photo if it sleeps, or is not there within HOLD_S while the tier abstains without it.
 
         Raises:
             ConfigError: no server is named, it does not serve this model, or not to us, or gives no log-probabilities.
@@ -72,8 +62,11 @@ class Engine:
         url = self._runtime.url or url_of("")
         self._served = Served(url, self._spec.key, self._server.timeout_s, self._server.in_flight)
         self._sleep = Sleep(self._served)
+        photo = self.prepare(Image.new("RGB", (64, 64), (127, 127, 127)), Shot())
+        self._finding = Finding(self._spec, self._served, photo)
+        goes_on = not self._runtime.waits and self._server.start_within_s > HOLD_S
         until_s = said_s = time.monotonic()
-        until_s += self._server.start_within_s
+        until_s += HOLD_S if goes_on else self._server.start_within_s
         while True:
             try:
                 wait_for(self._come_up(until_s - time.monotonic()))
@@ -82,6 +75,11 @@ class Engine:
                 raise ConfigError(f"model {self._spec.key!r}: {mistaken}") from None
             except (EngineAwayError, RefusedError) as away:
                 now_s = time.monotonic()
+                if now_s > until_s and goes_on:
+                    log.warning("work begins without a server", model=self._spec.key, url=url, reason=str(away))
+                    # It may have come since: the first photo asks it, whatever the looks in vain had to say.
+                    self._served.breaker.answered()
+                    break
                 if now_s > until_s:
                     raise ServerError(f"model {self._spec.key!r}: its server did not come up: {away}") from None
                 if now_s >= said_s:
@@ -115,33 +113,33 @@ class Engine:
             EngineAwayError: the server sleeps; or it is away, and the tier's items wait for it.
         """
         try:
-            if self._runtime.sleeps:
-                await self._sleep.see_awake()
-            with within(self._server.timeout_s):
-                reading = await self.reading(photo)
+            reading = await self._reading_awake(photo)
         except RefusedError as error:
             log.warning("a photo was refused", model=self._spec.key, reason=str(error))
             return self._no_vote("refused")
         except AsleepError:
             raise
-        except EngineAwayError:
-            if self._runtime.sleeps:
-                # It may have fallen asleep with this question in hand.
-                await self._sleep.look()
+        except EngineAwayError as away:
             if self._runtime.waits:
                 raise
-            # That the server is away was logged once; each photo is counted.
+            # Each photo is counted. The breaker says when it opens, and not every failure opens it.
+            if (now_s := time.monotonic()) >= self._say_s:
+                log.warning("photos go on without a vote", model=self._spec.key, reason=str(away))
+                self._say_s = now_s + SAY_S
             return self._no_vote("away")
         if reading is None:
             return self._no_vote("unreadable")
-        self._count("outside_ppm", round(1e6 * (reading.outside or 0)))
+        if reading.outside is not None:
+            self._count("outside_ppm", round(1e6 * reading.outside))
         if (reading.outside or 0) > self._server.max_outside:
             return self._no_vote("outside")
         return reading.score
 
     async def reading(self, photo: bytes) -> Reading | None:
         """The answer with what it leaves out; None: it cannot be read. Raises EngineAwayError, RefusedError."""
-        asking = self._asking or await self._found()
+        if self._asking is None:
+            self._asking = await self._finding.find_late()
+        asking = self._asking
         wording = asking.wording
         budget = self._serving.thinking_tokens
         if not budget:
@@ -156,7 +154,7 @@ class Engine:
     def take_counts(self) -> dict[str, int]:
         """What became of questions since this was last asked: votes that were none, by reason; and outside_ppm.
 
-        That is the sum of the probabilities of everything but yes and no, in millionths.
+        That is the sum of the probabilities of everything but yes and no, in millionths, where they are known.
         """
         with self._counting:
             counts, self._counts = self._counts, {}
@@ -173,6 +171,19 @@ class Engine:
             raise EngineAwayError(f"{self._served.url} was not asked anything yet")
         return self._asking
 
+    async def _reading_awake(self, photo: bytes) -> Reading | None:
+        """As reading(), in the time for one photo, unless the server sleeps. Raises AsleepError too."""
+        if self._runtime.sleeps:
+            await self._sleep.see_awake()
+        try:
+            with within(self._server.timeout_s):
+                return await self.reading(photo)
+        except EngineAwayError:
+            if self._runtime.sleeps:
+                # It may have fallen asleep with this question in hand.
+                await self._sleep.look()
+            raise
+
     async def _all(self, inputs: Sequence[bytes]) -> list[float | None]:
         return await asyncio.gather(*map(self.ask, inputs))
 
@@ -187,101 +198,19 @@ class Engine:
         return choice.places
 
     async def _choices(self, question: Question, photo: bytes) -> list[Choice]:
-        body = question.about(photo)
-        choices = (await self._served.request("POST", "/v1/chat/completions", Completion, body)).choices
-        if len(choices) != 1:
-            raise EngineAwayError(f"{self._served.url} answered with {len(choices)} choices")
-        return choices
+        return await choices_of(self._served, question, photo)
 
     async def _come_up(self, within_s: float) -> None:
         """Sees what the server has, and how it can be asked; if it sleeps, a question would wait until it wakes."""
         with within(within_s):
-            names = await self._served.models()
-            known = [name for name in (self._spec.key, self._spec.repository) if name in names]
-            if not known:
-                served = ", ".join(names) or "nothing"
-                raise ConfigError(f"model {self._spec.key!r}: {self._served.url} serves {served}")
-            words = Words(*[frozenset(await self._tokens(known[0], spellings)) for spellings in (YES, NO)])
-            if not (words.yes and words.no):
-                raise ConfigError(
-                    f"model {self._spec.key!r}: its tokenizer has no single token for yes, or none for no"
-                )
-            self._known = known[0], words
+            await self._finding.see()
             if self._runtime.sleeps:
                 try:
                     await self._sleep.look()
                 except AsleepError as asleep:
                     log.info("a server sleeps, and is asked later", model=self._spec.key, reason=str(asleep))
                     return
-            self._asking = await self._find()
-
-    async def _found(self) -> Asking:
-        """How a server that slept can be asked. Raises EngineAwayError."""
-        async with self._finding:
-            if self._asking is None:
-                try:
-                    self._asking = await self._find()
-                except ConfigError as wrong:
-                    # Its photos wait for whoever mends it.
-                    raise EngineAwayError(str(wrong)) from None
-        return self._asking
-
-    async def _find(self) -> Asking:
-        """Asks, in one way after another."""
-        model, words = self._known
-        release = (await self._served.request("GET", "/version", _Release)).version
-        photo = self.prepare(Image.new("RGB", (64, 64), (127, 127, 127)), Shot())
-        for way in ("chosen", "allowed", "top"):
-            wording = Wording(model, self._prompt, words, way)
-            if await self._works(wording, photo):
-                break
-        else:
-            raise ConfigError(
-                f"model {self._spec.key!r}: {self._served.url} gives no log-probabilities of single tokens: start it "
-                "with --logprobs-mode raw_logprobs or processed_logprobs, and --max-logprobs 20 or more"
-            )
-        end = await self._end_of_thoughts(wording, photo) if self._serving.thinking_tokens else -1
-        log.info(
-            "a server can be asked",
-            model=self._spec.key,
-            url=self._served.url,
-            release=release,
-            way=way,
-            thoughts="" if not self._serving.thinking_tokens else ("budget" if end >= 0 else "two questions"),
-        )
-        return Asking(wording, end)
-
-    async def _tokens(self, model: str, spellings: Sequence[str]) -> list[int]:
-        """Of the spellings that are one token each."""
-        found = []
-        for text in spellings:
-            body = msgspec.json.encode({"model": model, "prompt": text, "add_special_tokens": False})
-            tokens = (await self._served.request("POST", "/tokenize", _Tokens, body)).tokens
-            found += tokens if len(tokens) == 1 else []
-        return found
-
-    async def _works(self, wording: Wording, photo: bytes) -> bool:
-        try:
-            places = await self._places(wording.at_once(), photo)
-        except RefusedError as error:
-            log.debug("a server cannot be asked this way", way=wording.way, reason=str(error))
-            return False
-        found = places[0].logprobs() if places else {}
-        return bool(found) and works(found, wording.words, wording.way)
-
-    async def _end_of_thoughts(self, wording: Wording, photo: bytes) -> int:
-        """The token that ends them if the server keeps a budget of thoughts; else -1."""
-        tokens = await self._tokens(wording.model, [END])
-        if not tokens or wording.way == "allowed":
-            return -1
-        try:
-            places = await self._places(wording.after_thoughts(PROBE_BUDGET, SLACK_TOKENS), photo)
-        except RefusedError as error:
-            log.debug("a server keeps no budget of thoughts", reason=str(error))
-            return -1
-        numbers = [place.number for place in places]
-        kept = tokens[0] in numbers[: PROBE_BUDGET + ANSWER_TOKENS]
-        return tokens[0] if kept and answer_place(places, tokens[0]) else -1
+            self._asking = await self._finding.find()
 
     def _no_vote(self, why: str) -> float | None:
         self._count(f"no_vote_{why}", 1)
@@ -290,11 +219,3 @@ class Engine:
     def _count(self, name: str, by: int) -> None:
         with self._counting:
             self._counts[name] = self._counts.get(name, 0) + by
-
-
-class _Tokens(Struct, frozen=True):
-    tokens: list[int]
-
-
-class _Release(Struct, frozen=True):
-    version: str = ""
