@@ -165,7 +165,7 @@ class Engine:
         """How the server is asked.
 
         Raises:
-            EngineAwayError: it was never awake yet.
+            EngineAwayError: it was never there and awake yet.
         """
         if self._asking is None:
             raise EngineAwayError(f"{self._served.url} was not asked anything yet")
