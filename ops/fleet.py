@@ -117,7 +117,7 @@ def fleet_children(
         overlaps = overlap == "all" or (overlap == "cpu" and tier.device == "cpu")
         argv = command("worker", tier.name, "--profile", profile_name)
         after = servers.before(tier, profile)
-        # It waits so long for a server that is not there yet, and says itself that it was in vain.
+        # It may wait so long for a server that is not there yet, and says itself that it was in vain.
         within_s = tier.server.start_within_s + LOAD_S if served(models[tier.name]) else Child.ready_within_s
         children += [
             worker(name, argv, overlaps=overlaps, after=after, ready_within_s=within_s) for name in worker_names(tier)

@@ -73,7 +73,7 @@ class Settings(Struct, frozen=True):
 
 def questions(settings: Settings, url: str) -> dict[str, Question]:
     """What the tier's own engine asks this server, and the same in other ways, by the way's name."""
-    engine = Engine(load_model(settings.spec.key), Runtime(url=url, server=Server(start_within_s=60.0)))
+    engine = Engine(load_model(settings.spec.key), Runtime(url=url, server=Server(start_within_s=60.0), waits=True))
     engine.load()
     wording = engine.asking.wording
     ways = {way: wording.way if way == OWN else way for way in (OWN, *settings.ways)}
