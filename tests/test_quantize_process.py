@@ -72,6 +72,18 @@ class AutoModelForImageTextToText:
 }
 
 
+@pytest.fixture(autouse=True)
+def _heeded() -> Iterator[None]:
+    """Whoever started the tests may have had signals ignored, as nohup does; their children would inherit it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGINT)}
+    for number, handler in before.items():
+        if handler is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """With a checkpoint that can be quantised, and one photo."""
