@@ -14,7 +14,8 @@ from tests.rude_server import Reply, rude, said
 from workers.background import wait_for
 from workers.breaker import Breaker
 from workers.engines import EngineAwayError
-from workers.served import KEY_VARIABLE, RETRIES, URL_VARIABLE, RefusedError, Served, Turn, url_of
+from workers.served import KEY_VARIABLE, RETRIES, URL_VARIABLE, RefusedError, Served, url_of
+from workers.turn import Turn
 
 QUESTION = [Turn("user", "Is it roadwork?", b"\xff\xd8jpeg")]
 BUSY = Reply(429, b'{"error": "too many"}')
@@ -243,6 +244,37 @@ def test_an_error_of_one_question_is_that_photos() -> None:
         (error,) = wait_for(both())
     assert isinstance(error, RefusedError)
     assert "division by zero" in str(error)
+
+
+@pytest.mark.parametrize(("health", "kind"), [(200, RefusedError), (503, EngineAwayError)])
+def test_an_error_of_the_only_question_is_the_photos_where_the_server_is_well(health: int, kind: type) -> None:
+    """Nobody else asks meanwhile: the server's own word decides, or the photo would come again without end."""
+    broken = Reply(500, b"division by zero")
+    with rude(*[broken] * (RETRIES + 1), Reply(health)) as server, pytest.raises(kind, match="division by zero"):
+        ask(server.url)
+    assert server.asked[-1] == {}
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://no-such-host.invalid:8100", "Cannot connect to host no-such-host.invalid:8100"),
+        ("https://127.0.0.1:PORT", "SSL"),
+    ],
+)
+def test_the_commonest_mistakes_in_a_url_are_named(url: str, said: str) -> None:
+    """A host that is none, and https where http is spoken; not by the numbers of another library."""
+    with rude(Reply()) as server, pytest.raises(EngineAwayError, match=said):
+        ask(url.replace("PORT", server.url.rpartition(":")[2]))
+
+
+def test_what_is_no_vllm_is_told_so() -> None:
+    """It serves the model, and has no path that the fleet needs."""
+    with (
+        rude(Reply(404, b"Not Found")) as server,
+        pytest.raises(EngineAwayError, match="no /tokenize, which every vLLM"),
+    ):
+        wait_for(Served(server.url, "vlm", 5).request("POST", "/tokenize", dict, b"{}"))
 
 
 def test_a_connection_is_kept() -> None:

@@ -149,6 +149,14 @@ def test_what_travels(way: Way) -> None:
     )
 
 
+def test_what_the_template_is_told_travels() -> None:
+    """With every question, since a server of somebody else's was not told at its start."""
+    assert "chat_template_kwargs" not in json.loads(Wording("vlm", "Roadwork?", WORDS, "top").at_once().about(b""))
+    wording = Wording("vlm", "Roadwork?", WORDS, "top", {"enable_thinking": False})
+    for question in (wording.at_once(), wording.conclude("Hm.")):
+        assert json.loads(question.about(b""))["chat_template_kwargs"] == {"enable_thinking": False}
+
+
 def test_thoughts_travel_back() -> None:
     """The second question goes on from the model's own words; the first has no log-probabilities to carry."""
     wording = Wording("vlm", "Roadwork?", WORDS, "chosen")

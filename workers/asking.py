@@ -95,7 +95,7 @@ class Finding:
         model, words = self._known or await self.see()
         release = (await self._served.request("GET", "/version", _Release)).version
         for way in ("chosen", "allowed", "top"):
-            wording = Wording(model, self._prompt, words, way)
+            wording = Wording(model, self._prompt, words, way, self._serving.chat_template)
             if await self._works(wording):
                 break
         else:

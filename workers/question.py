@@ -1,7 +1,6 @@
-"""What a served model is sent about one photo: everything but the photo is written once.
+"""What a served model is sent about one photo: JSON of some 20 to 200 kB, all but one of which is the photo.
 
-A question is JSON of some 20 to 200 kB, all but one of which is the photo: so its bytes are put between two halves that
-are ready.
+So the photo's bytes are put between two halves, and no encoder copies or escapes them.
 """
 
 from typing import Any
@@ -38,12 +37,14 @@ class Wording(Struct, frozen=True):
         prompt: what it is asked about the photo.
         words: its tokens for yes and no.
         way: how log-probabilities are asked for.
+        template: what the chat template is told, such as that no thoughts are wanted; whoever started the server.
     """
 
     model: str
     prompt: str
     words: Words
     way: Way
+    template: dict[str, bool | str] = {}
 
     def at_once(self) -> Question:
         """The first token is the answer."""
@@ -76,5 +77,7 @@ class Wording(Struct, frozen=True):
         url = {"url": "data:image/jpeg;base64," + _PHOTO}
         parts = [{"type": "image_url", "image_url": url}, {"type": "text", "text": self.prompt}]
         body = {"model": self.model, "temperature": 0.0, "messages": [{"role": "user", "content": parts}, *said]}
+        if self.template:
+            body["chat_template_kwargs"] = self.template
         before, _, after = msgspec.json.encode(body | fields).partition(_PHOTO.encode())
         return Question(before, after)

@@ -44,5 +44,7 @@ class Reply(Struct, frozen=True):
 
 def why(error: Exception) -> str:
     """Why there is no reply, in the system's words where it has some."""
-    number = error.errno if isinstance(error, aiohttp.ClientOSError) else None
+    # Of a name that is not found, and of TLS, the number is another library's, and aiohttp has the words.
+    theirs = isinstance(error, aiohttp.ClientConnectorDNSError | aiohttp.ClientSSLError)
+    number = error.errno if isinstance(error, aiohttp.ClientOSError) and not theirs else None
     return os.strerror(number) if number else str(error) or type(error).__name__

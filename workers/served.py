@@ -4,12 +4,11 @@ The API: OpenAI's POST /v1/chat/completions, photos as data URLs of JPEG.
 """
 
 import asyncio
-import base64
 import os
 import random
 import time
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -26,6 +25,7 @@ from workers.deadline import deadline_s
 from workers.engines import EngineAwayError
 from workers.recovery import Recovery
 from workers.reply import Reply, why
+from workers.turn import Turn
 
 T = TypeVar("T")
 
@@ -50,6 +50,8 @@ _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _BUSY = frozenset({408, 425, 429, 500})
 #: The key, the path or the model's name is wrong: no photo's fault, and no retry heals it.
 _MISTAKEN = frozenset({401, 403, 404, 405})
+#: Paths that name no model.
+_OF_VLLM = frozenset({"/tokenize", "/version"})
 
 
 class RefusedError(Exception):
@@ -58,15 +60,6 @@ class RefusedError(Exception):
 
 class MistakenError(EngineAwayError):
     """The key, the path or the model's name is wrong: no retry heals that."""
-
-
-class Turn(Struct, frozen=True):
-    """One message of a conversation."""
-
-    role: Literal["user", "assistant"]
-    text: str
-    #: JPEG, which the text speaks of; empty: none.
-    photo: bytes = b""
 
 
 class Answer(Struct, frozen=True):
@@ -123,12 +116,12 @@ class Served:
         """The model's answer to a conversation, at temperature 0.
 
         Raises:
-            EngineAwayError: the server is away, busy beyond ``timeout_s``, or does not serve this model to us.
+            EngineAwayError: the server is away, still busy after the retries, or does not serve this model to us.
             RefusedError: it will not answer this.
         """
         body = {
             "model": self.model,
-            "messages": [_message(turn) for turn in turns],
+            "messages": [turn.message() for turn in turns],
             "max_tokens": max_tokens,
             "temperature": 0.0,
         }
@@ -175,10 +168,10 @@ class Served:
                     self._answered()
                     return reply.decoded(kind, self.url)
                 cause = f"{self.url} says {reply.status}: {reply.reason()}"
-                self._judge(reply.status, cause)
+                self._judge(reply.status, path, cause)
                 wanted_s = reply.retry_after_s()
-                if reply.status == 500 and tried == RETRIES and self._answered_s > begun_s:
-                    # Others were answered meanwhile.
+                # Others were answered meanwhile; or nobody else asked, and it is well.
+                if reply.status == 500 and tried == RETRIES and (self._answered_s > begun_s or await self._is_well()):
                     raise RefusedError(cause)
             # Somewhere between at once and the longest pause, so that many askers do not come back together.
             # Source: M. Brooker, Exponential Backoff And Jitter, 2015 ("full jitter").
@@ -217,6 +210,13 @@ class Served:
             else:
                 self._failed(f"{self.url} says {reply.status}: {reply.reason()}")
 
+    async def _is_well(self) -> bool:
+        """Whether it says so itself."""
+        try:
+            return (await self._once("GET", "/health", None, PROBE_S)).status == 200
+        except (EngineAwayError, aiohttp.ClientError):
+            return False
+
     async def _once(self, method: str, path: str, body: bytes | None, left_s: float) -> "Reply":
         timeout = aiohttp.ClientTimeout(total=left_s, sock_connect=min(left_s, CONNECT_S))
         headers = {"content-type": "application/json"} if body else {}
@@ -231,7 +231,7 @@ class Served:
             # Not asked again: the server is still at work on it, and would have it twice.
             raise EngineAwayError(f"{self.url} has not answered in {left_s:.2g} s") from None
 
-    def _judge(self, status: int, cause: str) -> None:
+    def _judge(self, status: int, path: str, cause: str) -> None:
         """What a status other than 200 says of the server, and whether it may pass.
 
         Raises:
@@ -242,6 +242,8 @@ class Served:
         else:
             self._failed(cause)
         if status in _MISTAKEN:
+            if status == 404 and path in _OF_VLLM:
+                raise MistakenError(f"{cause} (it has no {path}, which every vLLM has)")
             raise MistakenError(f"{cause} (is {self.model!r} served there, and is ${KEY_VARIABLE} right?)")
         if status < 400:
             raise EngineAwayError(f"{cause} (is the URL right? redirects are not followed)")
@@ -281,11 +283,3 @@ class _Model(Struct, frozen=True):
 
 class _Models(Struct, frozen=True):
     data: list[_Model]
-
-
-def _message(turn: Turn) -> dict[str, Any]:
-    if not turn.photo:
-        return {"role": turn.role, "content": turn.text}
-    url = "data:image/jpeg;base64," + base64.b64encode(turn.photo).decode("ascii")
-    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": turn.text}]
-    return {"role": turn.role, "content": parts}

@@ -30,7 +30,8 @@ from workers.engines.agent_dialogue import (
 from workers.engines.sam3 import Sam3, Sight, presence_of
 from workers.engines.square import Pixels, square
 from workers.engines.torch_device import parts
-from workers.served import RefusedError, Served, Turn, url_of
+from workers.served import RefusedError, Served, url_of
+from workers.turn import Turn
 
 T = TypeVar("T")
 

@@ -115,17 +115,15 @@ class Engine:
         try:
             reading = await self._reading_awake(photo)
         except RefusedError as error:
-            log.warning("a photo was refused", model=self._spec.key, reason=str(error))
+            self._say("a photo was refused", error)
             return self._no_vote("refused")
         except AsleepError:
             raise
         except EngineAwayError as away:
             if self._runtime.waits:
                 raise
-            # Each photo is counted. The breaker says when it opens, and not every failure opens it.
-            if (now_s := time.monotonic()) >= self._say_s:
-                log.warning("photos go on without a vote", model=self._spec.key, reason=str(away))
-                self._say_s = now_s + SAY_S
+            # The breaker says when it opens, and not every failure opens it.
+            self._say("photos go on without a vote", away)
             return self._no_vote("away")
         if reading is None:
             return self._no_vote("unreadable")
@@ -150,6 +148,12 @@ class Engine:
         else:
             place = await self._think_then_answer(wording, budget, photo)
         return read(place.logprobs(), wording.words, wording.way) if place else None
+
+    def _say(self, what: str, cause: Exception) -> None:
+        """Now and then: each photo is counted."""
+        if (now_s := time.monotonic()) >= self._say_s:
+            log.warning(what, model=self._spec.key, reason=str(cause))
+            self._say_s = now_s + SAY_S
 
     def take_counts(self) -> dict[str, int]:
         """What became of questions since this was last asked: votes that were none, by reason; and outside_ppm.
