@@ -37,6 +37,8 @@ class Sleeper:
     def __init__(self) -> None:
         self.asleep = True
         self.silent = False
+        #: It fails on every question.
+        self.fails = False
         self.questions = 0
         #: All requests.
         self.asked = 0
@@ -65,6 +67,8 @@ class Sleeper:
         self.questions += 1
         while self.asleep:  # noqa: ASYNC110 - another thread says it
             await asyncio.sleep(0.02)
+        if self.fails:
+            return web.Response(status=500, text="warming up")
         if not self.fields & set(await request.json()):
             return web.json_response({"choices": [{"message": {"content": "Yes"}}]})
         content = [{"token": f"token_id:{i}", "logprob": p} for i, p in ((1, -0.1), (2, -3.0))]

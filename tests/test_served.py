@@ -255,6 +255,16 @@ def test_an_error_of_the_only_question_is_the_photos_where_the_server_is_well(he
     assert server.asked[-1] == {}
 
 
+def test_a_question_that_is_slow_to_fail_is_the_photos_too() -> None:
+    """Its time is over before its tries are, in the middle of one or before a pause."""
+    for last in (Reply(after_s=1.0), Reply(500, headers={"retry-after": "60"})):
+        with (
+            rude(Reply(500, b"out of luck"), last, Reply(200)) as server,
+            pytest.raises(RefusedError, match="says 500"),
+        ):
+            ask(server.url, timeout_s=0.5)
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [
@@ -272,7 +282,7 @@ def test_what_is_no_vllm_is_told_so() -> None:
     """It serves the model, and has no path that the fleet needs."""
     with (
         rude(Reply(404, b"Not Found")) as server,
-        pytest.raises(EngineAwayError, match="no /tokenize, which every vLLM"),
+        pytest.raises(EngineAwayError, match="at /tokenize"),
     ):
         wait_for(Served(server.url, "vlm", 5).request("POST", "/tokenize", dict, b"{}"))
 

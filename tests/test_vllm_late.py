@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -52,6 +53,17 @@ def test_a_worker_comes_up_while_its_server_sleeps(asleep: tuple[Sleeper, str]) 
     server.asleep = False
     time.sleep(LOOK_S)
     assert engine.score([b"photo"]) == [pytest.approx(2.9)]
+    assert engine.asking.wording.way == "chosen"
+
+
+def test_a_server_that_fails_at_its_start_is_asked_in_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That it fails on a question says nothing of how it can be asked."""
+    monkeypatch.setattr(workers.served, "RETRY_BASE_S", 0.01)
+    with sleeper(asleep=False) as (server, url):
+        engine = Engine(load_model(NAME), Runtime(url=url, server=Server(start_within_s=10.0)))
+        server.fails = True
+        threading.Timer(0.7, lambda: setattr(server, "fails", False)).start()
+        engine.load()
     assert engine.asking.wording.way == "chosen"
 
 

@@ -14,7 +14,7 @@ from configs.serving import Serving
 from workers.answer import Choice, Completion, Place, answer_place
 from workers.engines import EngineAwayError
 from workers.question import ANSWER_TOKENS, Question, Wording
-from workers.served import RefusedError, Served
+from workers.served import FailsError, RefusedError, Served
 from workers.shared import Shared
 from workers.yes_no import NO, YES, Words, works
 
@@ -153,6 +153,9 @@ class Finding:
     async def _works(self, wording: Wording) -> bool:
         try:
             places = await self._places(wording.at_once())
+        except FailsError:
+            # At the start of a server, say: that says nothing of the way.
+            raise
         except RefusedError as error:
             log.debug("a server cannot be asked this way", way=wording.way, reason=str(error))
             return False
@@ -166,6 +169,8 @@ class Finding:
             return -1
         try:
             places = await self._places(wording.after_thoughts(PROBE_BUDGET, SLACK_TOKENS))
+        except FailsError:
+            raise
         except RefusedError as error:
             log.debug("a server keeps no budget of thoughts", reason=str(error))
             return -1

@@ -47,4 +47,4 @@ def why(error: Exception) -> str:
     # Of a name that is not found, and of TLS, the number is another library's, and aiohttp has the words.
     theirs = isinstance(error, aiohttp.ClientConnectorDNSError | aiohttp.ClientSSLError)
     number = error.errno if isinstance(error, aiohttp.ClientOSError) and not theirs else None
-    return os.strerror(number) if number else str(error) or type(error).__name__
+    return os.strerror(number) if number and number > 0 else next(iter(str(error).splitlines()), type(error).__name__)

@@ -50,12 +50,16 @@ _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _BUSY = frozenset({408, 425, 429, 500})
 #: The key, the path or the model's name is wrong: no photo's fault, and no retry heals it.
 _MISTAKEN = frozenset({401, 403, 404, 405})
-#: Paths that name no model.
+#: Of the paths that are asked, those that other servers have not.
 _OF_VLLM = frozenset({"/tokenize", "/version"})
 
 
 class RefusedError(Exception):
     """The server will not answer this question, now or later: it is too long, or its photo cannot be read there."""
+
+
+class FailsError(RefusedError):
+    """The server is well, and fails on this question each time: it says 500."""
 
 
 class MistakenError(EngineAwayError):
@@ -118,6 +122,7 @@ class Served:
         Raises:
             EngineAwayError: the server is away, still busy after the retries, or does not serve this model to us.
             RefusedError: it will not answer this.
+            FailsError: it fails on this.
         """
         body = {
             "model": self.model,
@@ -145,12 +150,12 @@ class Served:
             body: JSON.
 
         Raises:
-            EngineAwayError, RefusedError: as ask().
+            EngineAwayError, RefusedError, FailsError: as ask().
             MistakenError: no retry would heal it.
         """
         begun_s = time.monotonic()
         until_s = min(begun_s + self._timeout_s, deadline_s())
-        cause = ""
+        cause, fails = "", False
         for tried in range(RETRIES + 1):
             if not await self._recovery.over(self.breaker, self._look):
                 raise EngineAwayError(f"{self.url} is away: {self._cause}")
@@ -159,9 +164,11 @@ class Served:
                 reply = await self._once(method, path, body, max(until_s - time.monotonic(), 0.001))
             except EngineAwayError as away:
                 self._failed(str(away))
+                if fails:
+                    break
                 raise
             except aiohttp.ClientError as error:
-                cause = f"{self.url}: {why(error)}"
+                cause, fails = f"{self.url}: {why(error)}", False
                 self._failed(cause)
             else:
                 if reply.status == 200:
@@ -169,16 +176,16 @@ class Served:
                     return reply.decoded(kind, self.url)
                 cause = f"{self.url} says {reply.status}: {reply.reason()}"
                 self._judge(reply.status, path, cause)
-                wanted_s = reply.retry_after_s()
-                # Others were answered meanwhile; or nobody else asked, and it is well.
-                if reply.status == 500 and tried == RETRIES and (self._answered_s > begun_s or await self._is_well()):
-                    raise RefusedError(cause)
+                wanted_s, fails = reply.retry_after_s(), reply.status == 500
             # Somewhere between at once and the longest pause, so that many askers do not come back together.
             # Source: M. Brooker, Exponential Backoff And Jitter, 2015 ("full jitter").
             pause_s = max(random.uniform(0, min(RETRY_CAP_S, RETRY_BASE_S * 2**tried)), wanted_s)  # noqa: S311 - no secret
             if tried == RETRIES or time.monotonic() + pause_s >= until_s:
                 break
             await asyncio.sleep(pause_s)
+        # Others were answered meanwhile; or nobody else asked, and it is well.
+        if fails and (self._answered_s > begun_s or await self._is_well()):
+            raise FailsError(cause)
         raise EngineAwayError(cause)
 
     async def look(self, path: str, kind: type[T]) -> T:
@@ -242,8 +249,8 @@ class Served:
         else:
             self._failed(cause)
         if status in _MISTAKEN:
-            if status == 404 and path in _OF_VLLM:
-                raise MistakenError(f"{cause} (it has no {path}, which every vLLM has)")
+            if path in _OF_VLLM:
+                raise MistakenError(f"{cause} at {path} (is it a vLLM, and is {self.model!r} served there?)")
             raise MistakenError(f"{cause} (is {self.model!r} served there, and is ${KEY_VARIABLE} right?)")
         if status < 400:
             raise EngineAwayError(f"{cause} (is the URL right? redirects are not followed)")

@@ -45,7 +45,7 @@ class Engine:
         self._serving = spec.serving or Serving()
         self._asking: Asking | None = None
         #: When it is to be said again why photos have no vote.
-        self._say_s = 0.0
+        self._say_s: dict[str, float] = {}
         #: What became of the questions since the last take_counts().
         self._counts: dict[str, int] = {}
         self._counting = threading.Lock()
@@ -151,9 +151,9 @@ class Engine:
 
     def _say(self, what: str, cause: Exception) -> None:
         """Now and then: each photo is counted."""
-        if (now_s := time.monotonic()) >= self._say_s:
+        if (now_s := time.monotonic()) >= self._say_s.get(what, 0.0):
             log.warning(what, model=self._spec.key, reason=str(cause))
-            self._say_s = now_s + SAY_S
+            self._say_s[what] = now_s + SAY_S
 
     def take_counts(self) -> dict[str, int]:
         """What became of questions since this was last asked: votes that were none, by reason; and outside_ppm.
