@@ -108,32 +108,35 @@ def command(settings: Settings, variant: Variant, profile: Path) -> ServerComman
 
 def profile_text(settings: Settings, url: str = "") -> str:
     """A fleet of one tier, as a user would write it; ``url``: of its server, when that is up."""
-    server = {
-        **({"url": url} if url else {"port": settings.port}),
-        "max_num_seqs": max(settings.in_flight),
-        "max_num_batched_tokens": settings.max_num_batched_tokens,
-        "api_processes": settings.api_processes,
-        "eager": settings.eager,
-        "block_size": settings.block_size,
-        "in_flight": settings.worker_in_flight,
-        "timeout_s": 120.0,
-        # Random weights seldom mean yes or no: it is a vote all the same.
-        "max_outside": 1.0,
-    }
+    # Random weights seldom mean yes or no: it is a vote all the same.
+    asked = {"in_flight": settings.worker_in_flight, "timeout_s": 120.0, "max_outside": 1.0}
     tier = {
         "name": TIER,
         "model": settings.spec.key,
-        "device": "cpu" if url else settings.device,
-        "precision": "bf16",
-        "memory_share": 0.0 if url or settings.device == "cpu" else settings.memory_share,
-        "residency": "sleep" if settings.sleep and not url else "resident",
         "workers": settings.workers,
         "max_batch": settings.max_batch,
         "threads": settings.threads,
         "away": "wait",
         "stall_s": 120.0,
-        "server": server,
     }
+    if url:
+        tier |= {"server": asked | {"url": url}}
+    else:
+        started = {
+            "port": settings.port,
+            "max_num_seqs": max(settings.in_flight),
+            "max_num_batched_tokens": settings.max_num_batched_tokens,
+            "api_processes": settings.api_processes,
+            "eager": settings.eager,
+            "block_size": settings.block_size,
+        }
+        tier |= {
+            "device": settings.device,
+            "precision": "bf16",
+            "memory_share": 0.0 if settings.device == "cpu" else settings.memory_share,
+            "residency": "sleep" if settings.sleep else "resident",
+            "server": asked | started,
+        }
     profile = {
         "name": TIER,
         "batch": {"max_items": min(settings.max_batch, 4096)},
