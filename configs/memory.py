@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Annotated
 from msgspec import Meta, Struct
 
 from configs.errors import ConfigError
-from configs.model import ModelSpec
+from configs.model import SERVED, ModelSpec
 
 if TYPE_CHECKING:
     from configs.profile import Profile, Tier
 
-#: Engines whose models are served by a process of their own, on a share of the device.
-SERVED = ("vllm",)
 #: Of a device's memory; the rest is the driver's, and what the allowances below did not foresee.
 USABLE = 0.95
 #: A CUDA context with its libraries' kernels and workspaces, for each process. On an H100 the driver saw 0.98 GB more

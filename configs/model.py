@@ -16,6 +16,8 @@ from configs.serving import Serving
 
 MODELS = Path(__file__).parent / "models"
 CATALOGUE = Path(__file__).parent / "models.toml"
+#: Engines whose models are served by a process of their own, on a share of the device.
+SERVED = ("vllm",)
 
 T = TypeVar("T")
 
@@ -202,8 +204,10 @@ def load_model(key: str) -> ModelSpec:
         raise ConfigError(f"model {key!r} is replaced by {spec.replaced_by!r}: {spec.reason}")
     if not spec.engine:
         raise ConfigError(f"model {key!r}: no engine runs it: {spec.reason}")
-    if spec.engine == "vllm" and spec.serving is None:
-        raise ConfigError(f"model {key!r}: its engine is vllm, and nothing says how it is served: add [serving]")
+    if spec.engine in SERVED and spec.serving is None:
+        raise ConfigError(
+            f"model {key!r}: its engine is {spec.engine}, and nothing says how it is served: add [serving]"
+        )
     return spec
 
 

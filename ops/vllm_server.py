@@ -14,8 +14,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from configs.errors import ConfigError
-from configs.memory import SERVED, devices_of, precision_of
-from configs.model import ModelSpec, catalogue, load_model
+from configs.memory import devices_of, precision_of
+from configs.model import SERVED, ModelSpec, catalogue, load_model
 from configs.profile import Profile, Tier, load_profile
 from configs.serving import Serving
 from ops import lmcache

@@ -9,8 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from configs.errors import ConfigError
-from configs.memory import SERVED
-from configs.model import CATALOGUE, ModelSpec, catalogue, load_model
+from configs.model import CATALOGUE, SERVED, ModelSpec, catalogue, load_model
 from configs.profile import load_profile, profiles
 from ops.models_doc import BEGIN, END, PAGE, rendered
 from workers.engines import ENGINES
