@@ -96,17 +96,8 @@ def cached_tiers(profile: Profile) -> tuple[Tier, ...]:
 
 
 def chunk_tokens(tiers: tuple[Tier, ...]) -> int:
-    """Tokens that LMCache keeps and finds as one: whole blocks of each tier's server, and no more than that takes.
-
-    Raises:
-        ConfigError: a tier leaves its block size to vLLM.
-    """
-    for tier in tiers:
-        if not tier.server.block_size:
-            raise ConfigError(
-                f"tier {tier.name!r}: lmcache needs server.block_size, the tokens that it keeps as one: "
-                "32 on a processor, 16 on a GPU"
-            )
+    """Tokens that LMCache keeps and finds as one: whole blocks of each tier's server, and no more than that takes."""
+    # No profile leaves them to vLLM (configs.consistency).
     return math.lcm(*(tier.server.block_size for tier in tiers))
 
 
@@ -130,7 +121,7 @@ def lmcache_children(
 
     Raises:
         BusyError: somebody else has one of LMCache's ports.
-        ConfigError: a tier leaves its block size to vLLM, or NATIX_FLEET_KV_URL cannot hold blocks.
+        ConfigError: NATIX_FLEET_KV_URL cannot hold blocks.
         DiskError: the folder cannot be written.
     """
     tiers = cached_tiers(profile)
@@ -180,9 +171,6 @@ def lmcache_child(
         port: where VLM servers find it.
         http_port: of /healthcheck, /status and /metrics.
         after: children that must be ready before it.
-
-    Raises:
-        ConfigError: a tier leaves its block size to vLLM.
     """
     ((host, blocks_port),) = blocks.hosts
     cuda = all(tier.device.startswith("cuda") for tier in tiers)

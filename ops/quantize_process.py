@@ -26,6 +26,8 @@ SCRIPT = Path(__file__).parent / "quantize_apart.py"
 
 # Unbuffered: what it says must not come after its own traceback, or not at all.
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+#: A checkpoint may bring code that runs there; and it works offline, so the hub's login is not its business either.
+_WITHHELD = frozenset({*NOT_THEIRS, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
 _LAST_LINES = 12
 
 
@@ -117,8 +119,7 @@ def _signals_exit() -> Iterator[None]:
 
 def _status(python: str, order: Mapping[str, object], log: Path, told: IO[bytes]) -> int:
     """Exit status of the process; its answers are in ``told``."""
-    # A checkpoint may bring code that runs there.
-    inherited = {name: value for name, value in os.environ.items() if name not in NOT_THEIRS}
+    inherited = {name: value for name, value in os.environ.items() if name not in _WITHHELD}
     try:
         # From a file: an argument is 128 KiB at most, and a pipe wants somebody who reads it.
         with TemporaryFile() as asked, log.open("wb") as said:

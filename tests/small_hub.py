@@ -2,19 +2,18 @@
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
+
+from tests.local_http import Handler, answering
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(Handler):
     """Files by repository and path; one token opens the gated ones; ``broken`` ones fail in the middle of a file."""
 
-    protocol_version = "HTTP/1.1"
     repositories: ClassVar[dict[str, dict[str, bytes]]] = {}
     gated: ClassVar[set[str]] = set()
     token: ClassVar[str] = "hf_accepted"  # noqa: S105 - opens this server only
@@ -27,9 +26,6 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """A repository's commit, its list of files, or a file."""
         self._answer(body=True)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the standard library's name
-        """Nothing on the test's output."""
 
     def _answer(self, *, body: bool) -> None:
         path = self.path.partition("?")[0].removeprefix("/").removeprefix("api/models/")
@@ -70,12 +66,5 @@ def _oid(data: bytes) -> str:
 @contextmanager
 def small_hub() -> Iterator[str]:
     """The hub's address, while it is up."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with answering(Hub) as url:
+        yield url

@@ -1,10 +1,10 @@
 """A server that says of itself what vLLM's says: healthy, its model, asleep or not; it answers no question."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.local_http import Handler, answering
 
 
 @contextmanager
@@ -22,22 +22,15 @@ def small_vlm(model: str, bearer: str = "") -> Iterator[str]:
         "/v1/models": json.dumps({"data": [{"id": model}]}),
     }
 
-    class Handler(BaseHTTPRequestHandler):
+    class Vlm(Handler):
         def do_GET(self) -> None:
             known = not bearer or self.headers["Authorization"] == f"Bearer {bearer}"
             answer = answers.get(self.path)
+            body = (answer or "").encode() if known else b""
             self.send_response(404 if answer is None else 200 if known else 401)
+            self.send_header("content-length", str(len(body)))
             self.end_headers()
-            self.wfile.write((answer or "").encode() if known else b"")
+            self.wfile.write(body)
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the standard library's name
-            """Nothing on the test's output."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with answering(Vlm) as url:
+        yield url

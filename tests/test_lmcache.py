@@ -67,12 +67,6 @@ def test_one_process_serves_all_tiers_in_chunks_of_their_blocks(tmp_path: Path) 
     assert password not in (tmp_path / f"{BLOCKS}.conf").read_text()
 
 
-def test_a_block_size_must_be_said(tmp_path: Path) -> None:
-    """vLLM's own choice is not known here, and half a block is never found."""
-    with pytest.raises(ConfigError, match=r"tier 'vlm-0': lmcache needs server.block_size"):
-        lmcache_children(profile(cached(0)), sys.executable, tmp_path, LEDGER, environ={})
-
-
 def test_blocks_on_a_server_that_somebody_else_runs(tmp_path: Path) -> None:
     """Its login goes by the environment, and no Valkey is started."""
     environ = {BLOCKS_VARIABLE: "redis://kv:s3cret-Znq@10.0.0.9:6380/0"}

@@ -292,7 +292,7 @@ def test_a_checkpoint_that_can_be_compared(folder: Path) -> None:
 
 def test_logins_stay_here(folder: Path) -> None:
     """A checkpoint may bring code of its own."""
-    logins = {name: f"{name}-secret" for name in ("REDIS_URL", "NATIX_FLEET_VLM_KEY", "NATIX_FLEET_DATABASE")}
+    logins = {name: f"{name}-secret" for name in ("REDIS_URL", "NATIX_FLEET_VLM_KEY", "HF_TOKEN")}
     status, _, said = run(folder, stand_in(folder, NOTER), **logins)
     assert status == 0, said
     environment = json.loads((folder / "out/environment.json").read_text())
