@@ -1,15 +1,18 @@
-"""A fleet of one tier, started, fed and accounted for, and when its verdicts came: what benchmarks take rates from."""
+"""A fleet of one tier, started, fed and accounted for, and when its verdicts came: what benchmarks take rates from.
+
+How a benchmark feeds a fleet, and asks for its account, is here for fleets of other tiers too.
+"""
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from msgspec import Struct
 
 from configs.errors import AccountError, ServerError
 from configs.profile import Profile, load_profile
-from ops.account import baseline, settle_account
+from ops.account import Baseline, baseline, settle_account
 from ops.fleet import fleet_children
 from ops.serve import DATABASE
 from ops.server import EmbeddedServer
@@ -26,8 +29,10 @@ from workers.weights import WEIGHTS_VARIABLE
 
 SOURCE = "bench"
 TIER = "measured"
-#: Batches of one admit, as the producer does when photos come faster than it admits.
-_ADMIT_BATCHES = 4
+#: Items, and the photos of each, or none where pixels live elsewhere: what is admitted at once.
+Admit = tuple[list[Item], Sequence[bytes]]
+#: Batches of one, as the producer does when photos come faster than it admits.
+ADMIT_BATCHES = 4
 #: No verdict for this long, and there will be none.
 _STILL_S = 60.0
 #: As in ops.bench.bare: a focal length, so that depth models take the photo.
@@ -100,26 +105,47 @@ def drive(server: EmbeddedServer, folder: Path, load: FleetLoad) -> FleetTimes:
     with Supervisor(children) as fleet:
         _until(fleet, lambda: fleet.all_ready)
         ready_s = time.perf_counter() - begun_s
-        with Journal.create(
-            folder / "journal", SOURCE, profile=profile.digest(), spec="noise", limit=None, started_ms=0
-        ) as journal:
-            doorbells = Doorbells(make_app(server.address, profile, events=False))
-            admission = Admission(SOURCE, profile, ledger, ServerPhotos(client), doorbells, journal, "bulk")
-            _feed(admission, profile, load.photos, load.side_px)
+        journal = feed(server, profile, folder / "journal", _admits(load, ADMIT_BATCHES * profile.batch.max_items))
         _until(fleet, lambda: done() >= images, lambda: marks[-1][1])
-    with VerdictDatabase(env[DATABASE], create=False) as database:
-        account = settle_account([read_journal(journal.path)], database, ledger, before)
-    if not account.balanced or account.quarantined or account.admitted != images:
-        raise AccountError(f"the account does not balance: {account.problems or account}")
+    require_all(images, journal, env[DATABASE], ledger, before)
     return FleetTimes(marks, ready_s)
 
 
-def _feed(admission: Admission, profile: Profile, every: Sequence[bytes], side_px: int) -> None:
-    """Admits photos, all square and of one size, as fast as it can."""
-    admission.open()
-    step = _ADMIT_BATCHES * profile.batch.max_items
-    for start in range(0, len(every), step):
-        photos = every[start : start + step]
+def feed(server: EmbeddedServer, profile: Profile, folder: Path, admits: Iterable[Admit]) -> Path:
+    """Admits photos as fast as it can, and closes their source; where their journal is.
+
+    Args:
+        server: of the fleet.
+        profile: of the fleet.
+        folder: for the journal.
+        admits: one after another, ADMIT_BATCHES batches each.
+    """
+    client = server.address.connect()
+    with Journal.create(folder, SOURCE, profile=profile.digest(), spec="made", limit=None, started_ms=0) as journal:
+        doorbells = Doorbells(make_app(server.address, profile, events=False))
+        admission = Admission(SOURCE, profile, Ledger(client), ServerPhotos(client), doorbells, journal, "bulk")
+        admission.open()
+        for items, photos in admits:
+            admission.admit(items, photos, {})
+        admission.close()
+    return journal.path
+
+
+def require_all(images: int, journal: Path, database_url: str, ledger: Ledger, before: Baseline) -> None:
+    """Checks that so many images came, and all of them to a verdict.
+
+    Raises:
+        AccountError: the account does not balance, or images are missing or in quarantine.
+    """
+    with VerdictDatabase(database_url, create=False) as database:
+        account = settle_account([read_journal(journal)], database, ledger, before)
+    if not account.balanced or account.quarantined or account.admitted != images:
+        raise AccountError(f"the account does not balance: {account.problems or account}")
+
+
+def _admits(load: FleetLoad, step: int) -> Iterator[Admit]:
+    for start in range(0, len(load.photos), step):
+        photos = load.photos[start : start + step]
         now_ms = int(time.time() * 1000)
         items = [
             Item(
@@ -129,14 +155,13 @@ def _feed(admission: Admission, profile: Profile, every: Sequence[bytes], side_p
                 label=UNLABELLED,
                 sha256=hashlib.sha256(photo).digest(),
                 stored_bytes=len(photo),
-                size_px=(side_px, side_px),
+                size_px=(load.side_px, load.side_px),
                 focal_px=_FOCAL_PX,
                 taken_ms=now_ms,
             )
             for position, photo in enumerate(photos, start)
         ]
-        admission.admit(items, photos, {})
-    admission.close()
+        yield items, photos
 
 
 def _until(fleet: Supervisor, done: Callable[[], bool], count: Callable[[], int] = int) -> None:

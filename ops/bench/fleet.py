@@ -4,30 +4,21 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from msgspec import Struct
 
-from configs.errors import AccountError
-from ops.account import baseline, settle_account
+from ops.account import baseline
+from ops.bench.driven import ADMIT_BATCHES, SOURCE, Admit, feed, require_all
 from ops.bench.null_engine import NullEngine, label_of, load_references
 from ops.bench.processes import Measured, cpu_s, started, wait_for_all
 from ops.bench.profile import bench_profile
 from ops.serve import DATABASE, READY_FILE, serve_collector, serve_tier
 from ops.server import EmbeddedServer
-from producers.admission import Admission
-from producers.admitted import read_journal
-from producers.journal import Journal
-from routing.broker import Doorbells, make_app
 from routing.ledger import Ledger
 from routing.logs import configure_logging
 from routing.messages import Item
-from routing.store import ServerPhotos
-from workers.verdicts import VerdictDatabase
-
-SOURCE = "bench"
-#: Batches of one admit: what the producer does when photos come faster than it admits.
-ADMIT_BATCHES = 4
 
 
 class Settings(Struct, frozen=True):
@@ -59,33 +50,15 @@ def measure(server: EmbeddedServer, folder: Path, settings: Settings) -> Measure
     ) as pids:
         cpu_before_s = cpu_s([*pids, server.pid or 0]) + _own_cpu_s()
         begun_s = time.perf_counter()
-        with Journal.create(
-            folder / "journal", SOURCE, profile=profile.digest(), spec="references", limit=None, started_ms=0
-        ) as journal:
-            _feed(
-                Admission(
-                    SOURCE,
-                    profile,
-                    ledger,
-                    ServerPhotos(client),
-                    Doorbells(make_app(server.address, profile, events=False)),
-                    journal,
-                    "bulk",
-                ),
-                settings,
-            )
+        journal = feed(server, profile, folder / "journal", _admits(settings))
         wait_for_all(lambda: settings.images - ledger.snapshot([]).use.get("items", 0), settings.images, "natix-fleet")
         took_s = time.perf_counter() - begun_s
         used_s = cpu_s([*pids, server.pid or 0]) + _own_cpu_s() - cpu_before_s
-    with VerdictDatabase(env[DATABASE], create=False) as database:
-        account = settle_account([read_journal(journal.path)], database, ledger, before)
-    if not account.balanced or account.admitted != settings.images:
-        raise AccountError(f"the account does not balance: {account.problems or account}")
+    require_all(settings.images, journal, env[DATABASE], ledger, before)
     return Measured(images=settings.images, seconds=took_s, cpu_s=used_s)
 
 
-def _feed(admission: Admission, settings: Settings) -> None:
-    admission.open()
+def _admits(settings: Settings) -> Iterator[Admit]:
     step = ADMIT_BATCHES * settings.batch_items
     digest = bytes(32)
     for start in range(0, settings.images, step):
@@ -103,8 +76,7 @@ def _feed(admission: Admission, settings: Settings) -> None:
             )
             for position in range(start, min(start + step, settings.images))
         ]
-        admission.admit(items, [], {})
-    admission.close()
+        yield items, []
 
 
 def _own_cpu_s() -> float:
