@@ -163,7 +163,8 @@ def main() -> None:
     part = [{key: said[at] for key, said in which.items()} for which in (odds, others)]
     unseen = compare(rule, part[0], part[1], labels[at], groups[at], chosen["best"])
     by_source = {
-        name: [int((at & (sources == name)).sum()), int((sources == name).sum())] for name in sorted(set(sources))
+        name: [int((at & (sources == name)).sum()), int((sources == name).sum())]
+        for name in sorted(set(sources.tolist()))
     }
     everything = compare(rule, odds, others, labels, groups, chosen["best"])
     votes = rule.scouts | {KEY: chosen["weight"]}
@@ -179,7 +180,7 @@ def main() -> None:
     keep(section)
     print(json.dumps(chosen, indent=1))
     print(f"escalated: {unseen['n']} photos, {unseen['positives']} with roadwork; {by_source}")
-    print(markdown(unseen)), print("all 505:"), print(markdown(section["all_evaluate_photos"]))
+    print(markdown(unseen)), print(f"all {len(labels)}:"), print(markdown(section["all_evaluate_photos"]))
     print(f"weight of {KEY}: {chosen['weight']:g}")
 
 
