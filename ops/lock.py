@@ -8,8 +8,8 @@ from typing import Self
 
 from configs.errors import BusyError, DiskError
 
-#: Held by natix-fleet run and up, under the working directory.
-RUN_LOCK_FILE, UP_LOCK_FILE = Path("var/run.lock"), Path("var/up/lock")
+#: Held by a run of the fleet, under the working directory.
+RUN_LOCK_FILE = Path("var/run.lock")
 
 
 class RunLock:

@@ -82,7 +82,7 @@ def run(photos: str, profile_name: str, *, limit: int | None, flower_port: int |
     source = open_source(photos, limit)
     with ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts().heeded())
-        stack.enter_context(RunLock(command=f"natix-fleet run --photos {photos} --profile {profile_name}"))
+        stack.enter_context(RunLock(command=f"natix-fleet run --photos {photos}"))
         address, server = _server(stack, console)
         client = address.connect()
         require_server(client)

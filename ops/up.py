@@ -20,7 +20,7 @@ from ops.fleet import Overlap, fleet_children, require_engines
 from ops.flower import flower_command
 from ops.flower import main as run_flower
 from ops.interrupts import Interrupts
-from ops.lock import UP_LOCK_FILE, RunLock
+from ops.lock import RunLock
 from ops.residency_control import Residency
 from ops.restart import RestartRequests
 from ops.serve import DATABASE, database_url
@@ -35,7 +35,7 @@ from routing.server_check import require_server
 log = structlog.get_logger(__name__)
 
 #: Logs and ready files of the supervised fleet.
-UP_FOLDER = UP_LOCK_FILE.parent
+UP_FOLDER = Path("var/up")
 SERVER_FOLDER = Path("var/server")
 
 
@@ -57,7 +57,9 @@ def up(profile_name: str, flower_port: int | None, overlap: Overlap = "cpu") -> 
         signal.signal(number, lambda n, _: sys.exit(128 + n))
     requests, interrupts = RestartRequests(UP_FOLDER), Interrupts()
     with ExitStack() as stack:
-        stack.enter_context(RunLock(UP_LOCK_FILE, command=f"natix-fleet up --profile {profile_name}", what="fleet"))
+        stack.enter_context(
+            RunLock(UP_FOLDER / "lock", command=f"natix-fleet up --profile {profile_name}", what="fleet")
+        )
         address, server = _server(stack)
         require_server(address.connect())
         flower = flower_command(address, flower_port) if flower_port else None

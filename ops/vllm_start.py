@@ -13,15 +13,15 @@ import redis
 import structlog
 
 from configs.errors import BusyError, ConfigError, FleetError
-from configs.profile import Profile, load_profile
+from configs.profile import load_profile
 from ops.child import Event
 from ops.fleet import server_children
 from ops.interrupts import Interrupts
 from ops.lock import holder
 from ops.residency_control import Residency
 from ops.supervisor import Supervisor
-from ops.vllm_children import DRAIN_S, Servers, find_servers, no_servers, served_tiers
-from ops.vllm_lock import LOCK_FILE, fleets, start_lock, started
+from ops.vllm_children import DRAIN_S, find_servers, no_servers, served_tiers
+from ops.vllm_lock import LOCK_FILE, start_lock, started
 from routing.address import SERVER_URL_FILE, ServerAddress, address_from_environment
 from routing.command import INTERRUPTED
 
@@ -38,7 +38,7 @@ def start(profile_name: str) -> None:
     """Supervises a profile's servers until SIGTERM or Ctrl-C; says when each is ready.
 
     Raises:
-        BusyError: servers are started here already, by `up` perhaps, or somebody else has a port.
+        BusyError: servers are started here already, or somebody else has a port.
         ConfigError: the profile has no servers to start, vLLM is not here, a tier cannot sleep, or the ledger's URL is
             wrong.
         FleetError: a server's first start failed; with its cause and its last lines.
@@ -51,7 +51,6 @@ def start(profile_name: str) -> None:
     with ExitStack() as stack:
         stack.enter_context(start_lock(profile_name))
         servers = find_servers(profile, FOLDER, ledger)
-        _require_no_fleets(profile, servers)
         for note in servers.notes():
             click.echo(note, err=True)
         if not servers.children:
@@ -100,20 +99,6 @@ def stop(profile_name: str | None) -> None:
             raise FleetError(f"natix-fleet vllm start (pid {pid}) has not ended within {_STOP_WITHIN_S:g} s")
         time.sleep(_LOOK_EVERY_S)
     click.echo(f"the servers have ended (pid {pid})")
-
-
-def _require_no_fleets(profile: Profile, servers: Servers) -> None:
-    # Its server may not listen yet, and the port and the memory are taken all the same.
-    for fleet in fleets():
-        theirs = fleet.profile()
-        places = {theirs.server_url(tier) for tier in served_tiers(theirs)}
-        for tier in served_tiers(profile):
-            url = profile.server_url(tier)
-            if tier.name in servers.names and url in places:
-                raise BusyError(
-                    f"tier {tier.name!r}: {fleet.command} (pid {fleet.pid}) starts the server at {url} itself: leave "
-                    "it to that, or end that first"
-                )
 
 
 def _runs(lock: Path) -> bool:

@@ -12,9 +12,9 @@ import pytest
 
 from configs.errors import BusyError, ConfigError
 from configs.profile import Profile, load_profile
-from ops.lock import RUN_LOCK_FILE, UP_LOCK_FILE
+from ops.lock import RunLock
 from ops.vllm_children import Servers, find_servers
-from ops.vllm_lock import LOCK_FILE, start_lock
+from ops.vllm_lock import start_lock
 from ops.vllm_server import PYTHON_VARIABLE
 from ops.vllm_start import stop
 from ops.vllm_status import server_status
@@ -36,10 +36,7 @@ block_size = 32
 lmcache = {lmcache}
 """
 #: Until its input ends.
-HOLDS = (
-    "import sys; from pathlib import Path; from ops.lock import RunLock; "
-    "RunLock(Path(sys.argv[1]), sys.argv[2]).take(); print(); sys.stdin.read()"
-)
+HOLDS = "import sys; from ops.vllm_lock import start_lock; start_lock(sys.argv[1]).take(); print(); sys.stdin.read()"
 
 
 @pytest.fixture(autouse=True)
@@ -61,9 +58,9 @@ def written(file: str, port: int, model: str = VLM, lmcache: str = "false") -> P
 
 
 @contextmanager
-def somebody_starts(profile_name: str, lock: Path = LOCK_FILE, command: str = "vllm start") -> Iterator[None]:
-    """Another process that holds the lock as that command does, and has brought up nothing yet."""
-    argv = [sys.executable, "-c", HOLDS, str(lock), f"natix-fleet {command} --profile {profile_name}"]
+def somebody_starts(profile_name: str) -> Iterator[None]:
+    """Another process that holds the lock as vllm start does, and has brought up nothing yet."""
+    argv = [sys.executable, "-c", HOLDS, profile_name]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stdout.readline()
@@ -83,22 +80,11 @@ def test_servers_that_somebody_starts_are_not_started_again(here: Path, *, other
     assert [child.name for child in find_servers(profile, here).children] == ["vlm-server"], "the lock is free again"
 
 
-@pytest.mark.parametrize(("lock", "command"), [(UP_LOCK_FILE, "up"), (RUN_LOCK_FILE, "run --photos x")])
-def test_vllm_start_leaves_alone_what_a_fleet_starts(here: Path, lock: Path, command: str) -> None:
-    """The other way about; a fleet with other servers, or whose server stands there, is no obstacle."""
+def test_vllm_start_comes_back_beside_a_fleet_that_uses_its_servers(here: Path) -> None:
+    """It was ended, and is started again: the fleet starts no server of these, and waits for them."""
     written("mine.toml", free_port())
-    written("other.toml", free_port())
-    argv = (*FLEET, "vllm", "start", "--profile", "mine.toml")
-    env = {PYTHON_VARIABLE: str(here / "python")}
-    with somebody_starts("mine.toml", lock, command):
-        refuses(run(*argv, **env), BusyError, f"natix-fleet {command} (pid ", "leave it to that")
-        with small_vlm(VLM) as url:
-            written("mine.toml", urlsplit(url).port or 0)
-            refuses(run(*argv, **env), ConfigError, "all of them stand")
-    written("mine.toml", free_port())
-    with somebody_starts("other.toml", lock, command):
-        # As far as the server's own process, which is none here.
-        done = run(*argv, **env)
+    with RunLock(Path("var/up/lock"), "natix-fleet up --profile mine.toml", "fleet"):
+        done = run(*FLEET, "vllm", "start", "--profile", "mine.toml", **{PYTHON_VARIABLE: str(here / "python")})
     assert "tier vlm: starts its server" in done.stderr
 
 
