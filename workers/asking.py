@@ -37,13 +37,13 @@ class Asking(Struct, frozen=True):
     end_of_thoughts: int = -1
 
 
-async def choices_of(served: Served, question: Question, photo: bytes) -> list[Choice]:
-    """What a server answers: one choice. Raises EngineAwayError, RefusedError."""
+async def choice_of(served: Served, question: Question, photo: bytes) -> Choice:
+    """What a server answers about a photo. Raises EngineAwayError, RefusedError."""
     body = question.about(photo)
     choices = (await served.request("POST", "/v1/chat/completions", Completion, body)).choices
     if len(choices) != 1:
         raise EngineAwayError(f"{served.url} answered with {len(choices)} choices")
-    return choices
+    return choices[0]
 
 
 class Finding:
@@ -147,8 +147,7 @@ class Finding:
         return found
 
     async def _places(self, question: Question) -> list[Place]:
-        (choice,) = await choices_of(self._served, question, self._photo)
-        return choice.places
+        return (await choice_of(self._served, question, self._photo)).places
 
     async def _works(self, wording: Wording) -> bool:
         try:

@@ -37,9 +37,8 @@ class Sleep:
             AsleepError, EngineAwayError, MistakenError: as look().
         """
         if time.monotonic() >= self._looked_s + LOOK_S:
-            await self.look()
-        elif self._why is not None:
-            raise type(self._why)(*self._why.args)
+            await self._look()
+        self._require_awake()
 
     async def look(self) -> None:
         """Looks now; who comes meanwhile waits for the same look.
@@ -49,17 +48,20 @@ class Sleep:
             EngineAwayError: it has not said for SILENT_S.
             MistakenError: it has no such word.
         """
-        why = await self._look()
-        if why is not None:
-            raise type(why)(*why.args)
+        await self._look()
+        self._require_awake()
 
-    async def _look_once(self) -> EngineAwayError | None:
+    def _require_awake(self) -> None:
+        if self._why is not None:
+            # A new one for each who asks: a traceback grows with every raise.
+            raise type(self._why)(*self._why.args)
+
+    async def _look_once(self) -> None:
         was, self._why = self._why, await self._seen()
         self._looked_s = time.monotonic()
         if was is not None and self._why is None:
             # What it did not answer in its sleep says nothing of it now.
             self._served.breaker.answered()
-        return self._why
 
     async def _seen(self) -> EngineAwayError | None:
         try:

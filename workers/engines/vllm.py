@@ -16,7 +16,7 @@ from configs.errors import ConfigError, ServerError
 from configs.model import ModelSpec
 from configs.serving import Serving
 from workers.answer import Choice, Place, answer_place
-from workers.asking import END, SLACK_TOKENS, Asking, Finding, choices_of
+from workers.asking import END, SLACK_TOKENS, Asking, Finding, choice_of
 from workers.asleep import AsleepError, Sleep
 from workers.background import wait_for
 from workers.deadline import within
@@ -141,10 +141,10 @@ class Engine:
         wording = asking.wording
         budget = self._serving.thinking_tokens
         if not budget:
-            place = next(iter(await self._places(wording.at_once(), photo)), None)
+            place = next(iter((await self._choice(wording.at_once(), photo)).places), None)
         elif asking.end_of_thoughts >= 0:
-            places = await self._places(wording.after_thoughts(budget, SLACK_TOKENS), photo)
-            place = answer_place(places, asking.end_of_thoughts)
+            choice = await self._choice(wording.after_thoughts(budget, SLACK_TOKENS), photo)
+            place = answer_place(choice.places, asking.end_of_thoughts)
         else:
             place = await self._think_then_answer(wording, budget, photo)
         return read(place.logprobs(), wording.words, wording.way) if place else None
@@ -192,17 +192,13 @@ class Engine:
         return await asyncio.gather(*map(self.ask, inputs))
 
     async def _think_then_answer(self, wording: Wording, budget: int, photo: bytes) -> Place | None:
-        (thoughts,) = await self._choices(wording.think(budget, END), photo)
+        thoughts = await self._choice(wording.think(budget, END), photo)
         text = thoughts.message.text.removeprefix(THINK).strip()
         said = wording.conclude(f"{THINK}\n{text}\n{END}\n\n")
-        return answer_place(await self._places(said, photo))
+        return answer_place((await self._choice(said, photo)).places)
 
-    async def _places(self, question: Question, photo: bytes) -> list[Place]:
-        (choice,) = await self._choices(question, photo)
-        return choice.places
-
-    async def _choices(self, question: Question, photo: bytes) -> list[Choice]:
-        return await choices_of(self._served, question, photo)
+    async def _choice(self, question: Question, photo: bytes) -> Choice:
+        return await choice_of(self._served, question, photo)
 
     async def _come_up(self, within_s: float) -> None:
         """Sees what the server has, and how it can be asked; if it sleeps, a question would wait until it wakes."""
