@@ -3,15 +3,16 @@
 Only on a GPU, and only where the server was started with --enable-sleep-mode and VLLM_SERVER_DEV_MODE=1.
 """
 
+import base64
 import time
 
 import httpx2
 from msgspec import Struct
-from msgspec.structs import replace
 
 from configs.errors import ServerError
-from ops.bench.vlm_load import Ask, listen
+from ops.bench.noise import fresh, jpeg
 from ops.bench.vlm_server import Served, gpu_memory_bytes
+from workers.question import Question
 
 _WITHIN_S = 300.0
 
@@ -33,20 +34,19 @@ class Slept(Struct, frozen=True):
     host_asleep_bytes: int
 
 
-def measure(server: Served, device: str, ask: Ask, level: int) -> Slept:
-    """Sleeps, wakes, asks.
+def measure(server: Served, device: str, question: Question, side_px: int, level: int) -> Slept:
+    """Sleeps, wakes, and is asked about one new photo.
 
     Raises:
         ServerError: the server refuses, or does not answer afterwards.
     """
+    asked = question.about(base64.b64encode(jpeg(fresh(1), side_px)))
     awake, host_awake = gpu_memory_bytes(device), server.resident_bytes()
     sleep_s = _post(f"{server.url}/sleep?level={level}")
     asleep, host_asleep = gpu_memory_bytes(device), server.resident_bytes()
     wake_s = _post(f"{server.url}/wake_up")
-    heard = listen(replace(ask, warm_up_s=0.0, window_s=0.001, windows=1, most_per_s=1.0))
-    if heard.failed:
-        raise ServerError(f"after level {level} the server does not answer: {heard.failure}")
-    return Slept(level, sleep_s, wake_s, heard.p50_ms / 1000, awake, asleep, host_awake, host_asleep)
+    answer_s = _post(f"{server.url}/v1/chat/completions", asked)
+    return Slept(level, sleep_s, wake_s, answer_s, awake, asleep, host_awake, host_asleep)
 
 
 def text(slept: Slept) -> str:
@@ -58,12 +58,15 @@ def text(slept: Slept) -> str:
     )
 
 
-def _post(url: str) -> float:
+def _post(url: str, content: bytes = b"") -> float:
+    """Seconds until the answer, which must be 200."""
     begun_s = time.monotonic()
     try:
-        reply = httpx2.post(url, timeout=_WITHIN_S, trust_env=False)
+        reply = httpx2.post(
+            url, content=content, headers={"Content-Type": "application/json"}, timeout=_WITHIN_S, trust_env=False
+        )
     except httpx2.RequestError as error:
         raise ServerError(f"{url}: {type(error).__name__}: {error}") from None
     if reply.status_code != 200:
-        raise ServerError(f"{url} says {reply.status_code}: is it started with --enable-sleep-mode?")
+        raise ServerError(f"{url} says {reply.status_code}: {reply.text[:200]}")
     return time.monotonic() - begun_s

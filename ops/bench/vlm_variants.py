@@ -71,9 +71,9 @@ class Bench:
         )
 
     def _and_sleeps(self, tried: Tried, server: Served) -> Tried:
-        ask = msgspec.structs.replace(self._ask(server, 1), processes=1, most_per_s=1)
+        settings, question = self._settings, self._questions[OWN]
         for level in (1, 2):
-            slept = vlm_sleep.measure(server, self._settings.device, ask, level)
+            slept = vlm_sleep.measure(server, settings.device, question, settings.side_px, level)
             self._say(f"{tried.variant.name}: {vlm_sleep.text(slept)}")
             tried = self._kept(msgspec.structs.replace(tried, sleeps=(*tried.sleeps, slept)))
         return tried

@@ -16,7 +16,7 @@ def test_bare_and_through_the_fleet(python: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ops.bench.vlm", "--shape", "tiny", "--side-px", "96", "--device", "cpu"]
     command += ["--python", python, "--eager", "--block-size", "32", "--in-flight", "4,12", "--clients", "2"]
     command += ["--warm-up-s", "2", "--window-s", "4", "--windows", "2", "--most-per-s", "500", "--rounds", "1"]
-    command += ["--workers", "1", "--worker-in-flight", "12", "--max-batch", "12", "--out", str(out)]
+    command += ["--workers", "1", "--worker-in-flight", "12", "--max-batch", "12", "--sleep", "--out", str(out)]
     # Photos are not remembered at all; of the prompt what all have in common may be.
     command += ["--variant", "usual: --enable-prefix-caching", "--variant", "refused: --no-such-flag"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -45,6 +45,9 @@ def test_bare_and_through_the_fleet(python: str, tmp_path: Path) -> None:
     (pair,) = usual["pairs"]
     assert pair["fleet"]["photos"] >= 40
     assert 0 < pair["ratio"] < 2
+    # Nothing is freed of a processor; that it goes to sleep, wakes and answers is the same.
+    assert [slept["level"] for slept in usual["sleeps"]] == [1, 2]
+    assert all(slept["answer_s"] > 0 and slept["awake_bytes"] == 0 for slept in usual["sleeps"])
 
 
 def test_photos_that_repeat_are_seen(python: str, tmp_path: Path) -> None:
