@@ -28,6 +28,7 @@ from ops.serve import COLLECTOR_STALL_S, DATABASE
 from ops.server import EmbeddedServer
 from ops.supervisor import POLL_INTERVAL_S, Supervisor
 from ops.vllm_children import find_servers, require_wakers
+from ops.vllm_lock import starting
 from producers.admitted import read_journal
 from producers.sources import open_source
 from routing.address import ServerAddress, address_from_environment
@@ -94,6 +95,7 @@ def run(photos: str, profile_name: str, *, limit: int | None, flower_port: int |
         env = {DATABASE: url}
         flower = flower_command(address, flower_port) if flower_port is not None else None
         servers = find_servers(profile, RUN_FOLDER, address)
+        stack.enter_context(starting(servers.starts, f"natix-fleet run --profile {profile_name}"))
         require_wakers(profile, servers, embedded=server is not None)
         residency = stack.enter_context(Residency(profile, servers, address.connect, RUN_FOLDER))
         children = fleet_children(
@@ -102,14 +104,13 @@ def run(photos: str, profile_name: str, *, limit: int | None, flower_port: int |
         argv = [photos, "--profile", profile_name, "--run", run_id, "--journal", str(RUN_FOLDER / "journal")]
         if limit:
             argv += ["--limit", str(limit)]
-        workers = tuple(child.name for child in children if child.name != "flower")
         children.append(
             Child(
                 name=PRODUCER,
                 argv=[*command("feed"), *argv],
                 env={**env, "REDIS_URL": address.url},
                 log=RUN_FOLDER / "producer.log",
-                after=workers,
+                after=tuple(child.name for child in children if child.name != "flower"),
                 lasting=False,
             )
         )

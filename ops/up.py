@@ -27,6 +27,7 @@ from ops.serve import DATABASE, database_url
 from ops.server import EmbeddedServer
 from ops.supervisor import Supervisor
 from ops.vllm_children import find_servers
+from ops.vllm_lock import starting
 from routing.address import SERVER_URL_FILE, ServerAddress, address_from_environment, is_live
 from routing.command import INTERRUPTED
 from routing.retry import ServerRetry
@@ -65,6 +66,7 @@ def up(profile_name: str, flower_port: int | None, overlap: Overlap = "cpu") -> 
         flower = flower_command(address, flower_port) if flower_port else None
         env = {DATABASE: database_url(profile)}
         servers = find_servers(profile, UP_FOLDER, address)
+        stack.enter_context(starting(servers.starts, f"natix-fleet up --profile {profile_name}"))
         residency = stack.enter_context(Residency(profile, servers, address.connect, UP_FOLDER))
         children = fleet_children(profile, profile_name, address, UP_FOLDER, env, flower, overlap, servers, residency)
         supervisor = Supervisor(children, interrupts=interrupts)

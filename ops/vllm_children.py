@@ -51,8 +51,9 @@ class Servers(Struct, frozen=True):
 
     #: Those that the fleet runs, in the order of start.
     children: tuple[Child, ...] = ()
-    #: By tier: the child's name, of its own.
+    #: By tier: the child's name, of its own; and where it will be.
     names: dict[str, str] = {}
+    starts: dict[str, str] = {}
     #: By tier: the URL, of one that stood there already.
     standing: dict[str, str] = {}
     #: Of those that stand, by tier: `natix-fleet vllm start` runs them here, and wakes those that sleep.
@@ -168,7 +169,7 @@ def find_servers(
         lock: of `natix-fleet vllm start`.
 
     Raises:
-        BusyError: somebody else has the port of one, or is about to have it.
+        BusyError: somebody else has the port of one.
         ConfigError: vLLM is not here, or cannot do what a tier asks for.
     """
     tiers = served_tiers(profile)
@@ -179,7 +180,8 @@ def find_servers(
     commands = {tier.name: server_command(profile, tier, release, python) for tier in tiers}
     standing = {name: one.url for name, one in commands.items() if _stands(name, one)}
     kept = _kept(profile, tiers, standing, lock)
-    ours = tuple(tier for tier in profile.tiers if tier.name in commands.keys() - standing.keys())
+    starts = {name: one.url for name, one in commands.items() if name not in standing}
+    ours = tuple(tier for tier in profile.tiers if tier.name in starts)
     fewer = replace(profile, tiers=ours)
     children = [endless(child) for child in lmcache_children(fewer, python, folder, ledger)] if ours else []
     caches = tuple(child.name for child in children)
@@ -192,14 +194,13 @@ def find_servers(
         after += caches if tier.server.lmcache else ()
         children.append(_child(name, commands[tier.name], folder, tuple(after), tier.server.start_within_s))
         names[tier.name] = name
-    return Servers(tuple(children), names, standing, kept)
+    return Servers(tuple(children), names, starts, standing, kept)
 
 
 def _kept(profile: Profile, tiers: Sequence[Tier], standing: Mapping[str, str], lock: Path) -> frozenset[str]:
     """Of the tiers with a server that stands, those that `natix-fleet vllm start` looks after here.
 
     Raises:
-        BusyError: it starts one of them: nobody may listen yet, and the port and the memory are taken all the same.
         ConfigError: the profile that it runs cannot be read.
     """
     start = started(lock)
@@ -209,15 +210,9 @@ def _kept(profile: Profile, tiers: Sequence[Tier], standing: Mapping[str, str], 
     places = {theirs.server_url(tier): tier for tier in served_tiers(theirs)}
     kept = set()
     for tier in tiers:
-        url = profile.server_url(tier)
-        there = places.get(url)
-        if there and tier.name not in standing:
-            raise BusyError(
-                f"tier {tier.name!r}: natix-fleet vllm start (pid {start.pid}) starts the server at {url}: wait until "
-                f"natix-fleet vllm status --profile {start.profile_name} ends with 0, or natix-fleet vllm stop"
-            )
+        there = places.get(profile.server_url(tier))
         # What waits is looked for in the ledger by the tier's name.
-        if there and (there.name, there.residency) == (tier.name, tier.residency):
+        if tier.name in standing and there and (there.name, there.residency) == (tier.name, tier.residency):
             kept.add(tier.name)
     return frozenset(kept)
 

@@ -1,11 +1,14 @@
-"""Who runs natix-fleet vllm start in this folder, and for which profile: its lock says it."""
+"""Who runs natix-fleet vllm start in this folder, and for which profile; and who starts the server of a port: locks."""
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from configs.errors import ConfigError
+from configs.errors import BusyError, ConfigError
 from configs.profile import Profile, load_profile
 from ops.lock import RunLock, held_by
 
@@ -46,7 +49,7 @@ class Started(Struct, frozen=True):
 
 
 def start_lock(profile_name: str) -> RunLock:
-    """The lock, for whoever starts a profile's servers."""
+    """The lock of `natix-fleet vllm start`."""
     return RunLock(LOCK_FILE, f"{_COMMAND}{profile_name}", "vllm start")
 
 
@@ -61,3 +64,30 @@ def started(lock: Path = LOCK_FILE) -> Started | None:
     if found is None or found[0] == os.getpid():
         return None
     return Started(found[0], found[1].removeprefix(_COMMAND))
+
+
+@contextmanager
+def starting(urls: Mapping[str, str], command: str, folder: Path = LOCK_FILE.parent) -> Iterator[None]:
+    """Nobody else of this folder starts these servers meanwhile: until one listens, only a lock tells that it comes.
+
+    Args:
+        urls: of the servers, by their tier's name.
+        command: what starts them, for the next one's error.
+        folder: for the locks, one a port.
+
+    Raises:
+        BusyError: somebody starts one of them, or has started it and starts it again.
+        DiskError: a lock cannot be taken.
+    """
+    with ExitStack() as stack:
+        for tier, url in urls.items():
+            lock = RunLock(folder / f"{urlsplit(url).port}.lock", command)
+            try:
+                stack.enter_context(lock)
+            except BusyError:
+                pid, doing = held_by(lock.path) or ("gone by now", "somebody")
+                raise BusyError(
+                    f"tier {tier!r}: {doing} (pid {pid}) starts the server at {url}: wait until natix-fleet vllm "
+                    "status says that it is healthy, or end that first"
+                ) from None
+        yield

@@ -21,7 +21,7 @@ from ops.lock import holder
 from ops.residency_control import Residency
 from ops.supervisor import Supervisor
 from ops.vllm_children import DRAIN_S, find_servers, no_servers, served_tiers
-from ops.vllm_lock import LOCK_FILE, start_lock, started
+from ops.vllm_lock import LOCK_FILE, start_lock, started, starting
 from routing.address import SERVER_URL_FILE, ServerAddress, address_from_environment
 from routing.command import INTERRUPTED
 
@@ -51,6 +51,7 @@ def start(profile_name: str) -> None:
     with ExitStack() as stack:
         stack.enter_context(start_lock(profile_name))
         servers = find_servers(profile, FOLDER, ledger)
+        stack.enter_context(starting(servers.starts, f"natix-fleet vllm start --profile {profile_name}"))
         for note in servers.notes():
             click.echo(note, err=True)
         if not servers.children:

@@ -14,7 +14,7 @@ from configs.errors import BusyError, ConfigError
 from configs.profile import Profile, load_profile
 from ops.lock import RunLock
 from ops.vllm_children import Servers, find_servers
-from ops.vllm_lock import start_lock
+from ops.vllm_lock import start_lock, starting
 from ops.vllm_server import PYTHON_VARIABLE
 from ops.vllm_start import stop
 from ops.vllm_status import server_status
@@ -37,6 +37,10 @@ lmcache = {lmcache}
 """
 #: Until its input ends.
 HOLDS = "import sys; from ops.vllm_lock import start_lock; start_lock(sys.argv[1]).take(); print(); sys.stdin.read()"
+STARTS = """\
+import sys; from ops.vllm_lock import starting
+with starting({"vlm": sys.argv[1]}, sys.argv[2]): print(flush=True); sys.stdin.read()
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -58,9 +62,16 @@ def written(file: str, port: int, model: str = VLM, lmcache: str = "false") -> P
 
 
 @contextmanager
-def somebody_starts(profile_name: str) -> Iterator[None]:
-    """Another process that holds the lock as vllm start does, and has brought up nothing yet."""
-    argv = [sys.executable, "-c", HOLDS, profile_name]
+def somebody_holds(profile_name: str) -> Iterator[None]:
+    """Another process that holds the lock of vllm start."""
+    with somebody(HOLDS, profile_name):
+        yield
+
+
+@contextmanager
+def somebody(code: str, *arguments: str) -> Iterator[None]:
+    """Another process, from its first line until the end."""
+    argv = [sys.executable, "-c", code, *arguments]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stdout.readline()
@@ -69,15 +80,26 @@ def somebody_starts(profile_name: str) -> Iterator[None]:
         process.stdin.close()
 
 
-@pytest.mark.parametrize("other_path", [False, True])
-def test_servers_that_somebody_starts_are_not_started_again(here: Path, *, other_path: bool) -> None:
-    """Nobody listens yet, and yet the port and the memory are taken; however the profile is called."""
+@pytest.mark.parametrize(
+    "theirs", ["natix-fleet up --profile other.toml", "natix-fleet vllm start --profile mine.toml"]
+)
+@pytest.mark.parametrize("ours", [("vllm", "start"), ("up",), ("run", "--photos", "rendered:1")])
+def test_servers_that_somebody_starts_are_not_started_again(here: Path, ours: tuple[str, ...], theirs: str) -> None:
+    """Nobody listens yet, and yet the port and the memory are taken, whoever it is."""
     profile = written("mine.toml", free_port())
-    said = str(here / "mine.toml") if other_path else "mine.toml"
-    with somebody_starts(said), pytest.raises(BusyError) as caught:
-        find_servers(profile, here)
-    assert f"wait until natix-fleet vllm status --profile {said} ends with 0" in str(caught.value)
-    assert [child.name for child in find_servers(profile, here).children] == ["vlm-server"], "the lock is free again"
+    url = profile.server_url(profile.tiers[0])
+    with somebody(STARTS, url, theirs):
+        done = run(*FLEET, *ours, "--profile", "mine.toml", **{PYTHON_VARIABLE: str(here / "python")})
+    refuses(done, BusyError, f"tier 'vlm': {theirs} (pid ", url, "natix-fleet vllm status")
+
+
+def test_a_port_is_free_again_when_whoever_started_there_is_gone(here: Path) -> None:
+    """The file stays; the lock does not."""
+    url = f"http://127.0.0.1:{free_port()}"
+    with starting({"vlm": url}, "natix-fleet up --profile mine.toml"), pytest.raises(BusyError):
+        starting({"eyes": url}, "natix-fleet vllm start --profile other.toml").__enter__()
+    with starting({"vlm": url}, "natix-fleet up --profile mine.toml"):
+        assert (here / "var/vllm").is_dir()
 
 
 def test_vllm_start_comes_back_beside_a_fleet_that_uses_its_servers(here: Path) -> None:
@@ -98,7 +120,7 @@ def test_what_vllm_start_starts_itself_is_not_somebody_elses(here: Path) -> None
 def test_servers_of_another_profile_are_no_obstacle(here: Path) -> None:
     """Nor does whoever looks after those wake what stands here."""
     written("other.toml", free_port())
-    with somebody_starts("other.toml"):
+    with somebody_holds("other.toml"):
         assert find_servers(written("mine.toml", free_port()), here).names == {"vlm": "vlm-server"}
         with small_vlm(VLM) as url:
             found = find_servers(written("mine.toml", urlsplit(url).port or 0), here)
@@ -107,7 +129,7 @@ def test_servers_of_another_profile_are_no_obstacle(here: Path) -> None:
 
 def test_a_server_that_vllm_start_runs_is_woken_by_it(here: Path) -> None:
     """The same tier at the same place; a tier of another name is not what it looks for in the ledger."""
-    with small_vlm(VLM) as url, somebody_starts("mine.toml"):
+    with small_vlm(VLM) as url, somebody_holds("mine.toml"):
         profile = written("mine.toml", urlsplit(url).port or 0)
         assert find_servers(profile, here) == Servers(standing={"vlm": url}, kept=frozenset({"vlm"}))
         (tier,) = profile.tiers
@@ -117,7 +139,7 @@ def test_a_server_that_vllm_start_runs_is_woken_by_it(here: Path) -> None:
 
 def test_a_profile_that_cannot_be_read_any_more(here: Path) -> None:
     """Whose servers take which ports is then not known."""
-    with somebody_starts("gone.toml"), pytest.raises(ConfigError, match="natix-fleet vllm stop"):
+    with somebody_holds("gone.toml"), pytest.raises(ConfigError, match="natix-fleet vllm stop"):
         find_servers(written("mine.toml", free_port()), here)
 
 
@@ -125,7 +147,7 @@ def test_stop_knows_a_profile_by_its_path_too(here: Path, capsys: pytest.Capture
     """Another one's servers are left alone."""
     written("mine.toml", 9001)
     written("other.toml", 9002)
-    with somebody_starts("mine.toml"):
+    with somebody_holds("mine.toml"):
         with pytest.raises(BusyError, match=r"those of profile mine\.toml"):
             stop("other.toml")
         stop(str(here / "mine.toml"))
