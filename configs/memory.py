@@ -24,8 +24,8 @@ USABLE = 0.95
 #: A CUDA context with its libraries' kernels and workspaces, for each process. On an H100 the driver saw 0.98 GB more
 #: than torch held at its most, for the smallest model (natix-roadwork-vit).
 CONTEXT_BYTES = 1_000_000_000
-#: Kept on the device by a served model that sleeps: its context, 1.39 GB of an eager 4B on an H100 (docs/vlm.md). What CUDA graphs
-#: add is not measured.
+#: Kept on the device by a served model that sleeps: its context, 1.39 GB of an eager 4B on an H100 (docs/vlm.md). What
+#: CUDA graphs add is not measured.
 ASLEEP_BYTES = 1_500_000_000
 #: Least room of a served model beside its weights, on each device: context, graphs, activations, and a KV cache for
 #: some photos (one of 1,920 x 1,080 px is 2,040 tokens of 256 KiB in Qwen3-VL-32B: 0.5 GB).

@@ -24,7 +24,7 @@ from configs.memory import devices_of, served
 from configs.profile import Profile, Tier
 from ops.child import Child
 from ops.lmcache import NOT_THEIRS, lmcache_children
-from ops.vllm_lock import LOCK_FILE, started
+from ops.vllm_lock import LOCK_FILE, require_nobody_starts, started
 from ops.vllm_releases import installed_release
 from ops.vllm_server import ServerCommand, server_command, vllm_python
 from routing.address import ServerAddress
@@ -169,7 +169,7 @@ def find_servers(
         lock: of `natix-fleet vllm start`.
 
     Raises:
-        BusyError: somebody else has the port of one.
+        BusyError: somebody else has the port of one, or looks after it.
         ConfigError: vLLM is not here, or cannot do what a tier asks for.
     """
     tiers = served_tiers(profile)
@@ -181,6 +181,7 @@ def find_servers(
     standing = {name: one.url for name, one in commands.items() if _stands(name, one)}
     kept = _kept(profile, tiers, standing, lock)
     starts = {name: one.url for name, one in commands.items() if name not in standing}
+    require_nobody_starts(starts, lock.parent)
     ours = tuple(tier for tier in profile.tiers if tier.name in starts)
     fewer = replace(profile, tiers=ours)
     children = [endless(child) for child in lmcache_children(fewer, python, folder, ledger)] if ours else []
@@ -203,7 +204,7 @@ def _kept(profile: Profile, tiers: Sequence[Tier], standing: Mapping[str, str], 
     Raises:
         ConfigError: the profile that it runs cannot be read.
     """
-    start = started(lock)
+    start = started(lock) if standing else None
     if start is None:
         return frozenset()
     theirs = start.profile()

@@ -72,22 +72,45 @@ def starting(urls: Mapping[str, str], command: str, folder: Path = LOCK_FILE.par
 
     Args:
         urls: of the servers, by their tier's name.
-        command: what starts them, for the next one's error.
+        command: what looks after them, for the next one's error; ends with --profile and its name.
         folder: for the locks, one a port.
 
     Raises:
-        BusyError: somebody starts one of them, or has started it and starts it again.
+        BusyError: somebody looks after one of them.
         DiskError: a lock cannot be taken.
     """
     with ExitStack() as stack:
         for tier, url in urls.items():
-            lock = RunLock(folder / f"{urlsplit(url).port}.lock", command)
             try:
-                stack.enter_context(lock)
+                stack.enter_context(RunLock(_lock_file(folder, url), command))
             except BusyError:
-                pid, doing = held_by(lock.path) or ("gone by now", "somebody")
-                raise BusyError(
-                    f"tier {tier!r}: {doing} (pid {pid}) starts the server at {url}: wait until natix-fleet vllm "
-                    "status says that it is healthy, or end that first"
-                ) from None
+                require_nobody_starts({tier: url}, folder)
+                raise BusyError(f"tier {tier!r}: its port was given back this moment: try again") from None
         yield
+
+
+def require_nobody_starts(urls: Mapping[str, str], folder: Path = LOCK_FILE.parent) -> None:
+    """Refuses servers that somebody else looks after, who started them and will start them again.
+
+    Args:
+        urls: of servers that do not listen, by their tier's name.
+        folder: of the locks.
+
+    Raises:
+        BusyError: says who, and what to wait for.
+        DiskError: a lock cannot be read.
+    """
+    for tier, url in urls.items():
+        if found := held_by(_lock_file(folder, url)):
+            pid, command = found
+            # The servers of a run end with it.
+            healthy = f"natix-fleet vllm status --profile {command.partition(' --profile ')[2]} ends with 0, or "
+            until = "" if command.startswith("natix-fleet run") else healthy
+            raise BusyError(
+                f"tier {tier!r}: {command} (pid {pid}) looks after the server at {url}, which does not answer: wait "
+                f"until {until}that command has ended"
+            )
+
+
+def _lock_file(folder: Path, url: str) -> Path:
+    return folder / f"{urlsplit(url).port}.lock"

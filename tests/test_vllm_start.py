@@ -1,5 +1,6 @@
 """What natix-fleet vllm start, up and run find of each other, and vllm status of any server; no vLLM is needed."""
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from configs.errors import BusyError, ConfigError
 from configs.profile import Profile, load_profile
+from ops.lmcache import PORT
 from ops.lock import RunLock
 from ops.vllm_children import Servers, find_servers
 from ops.vllm_lock import start_lock, starting
@@ -85,12 +87,24 @@ def somebody(code: str, *arguments: str) -> Iterator[None]:
 )
 @pytest.mark.parametrize("ours", [("vllm", "start"), ("up",), ("run", "--photos", "rendered:1")])
 def test_servers_that_somebody_starts_are_not_started_again(here: Path, ours: tuple[str, ...], theirs: str) -> None:
-    """Nobody listens yet, and yet the port and the memory are taken, whoever it is."""
-    profile = written("mine.toml", free_port())
+    """Nobody listens yet, and yet the port and the memory are taken, whoever it is; LMCache's port may be as well."""
+    profile = written("mine.toml", free_port(), lmcache="true")
     url = profile.server_url(profile.tiers[0])
-    with somebody(STARTS, url, theirs):
+    with somebody(STARTS, url, theirs), socket.create_server(("127.0.0.1", PORT)):
         done = run(*FLEET, *ours, "--profile", "mine.toml", **{PYTHON_VARIABLE: str(here / "python")})
-    refuses(done, BusyError, f"tier 'vlm': {theirs} (pid ", url, "natix-fleet vllm status")
+    profile_name = theirs.partition("--profile ")[2]
+    status = f"wait until natix-fleet vllm status --profile {profile_name} ends with 0, or that command has ended"
+    refuses(done, BusyError, f"tier 'vlm': {theirs} (pid ", url, status)
+
+
+def test_nobody_waits_for_the_server_of_a_run(here: Path) -> None:
+    """It ends with the run."""
+    profile = written("mine.toml", free_port())
+    with (
+        somebody(STARTS, profile.server_url(profile.tiers[0]), "natix-fleet run --profile mine.toml"),
+        pytest.raises(BusyError, match="which does not answer: wait until that command has ended"),
+    ):
+        find_servers(profile, here)
 
 
 def test_a_port_is_free_again_when_whoever_started_there_is_gone(here: Path) -> None:
@@ -110,21 +124,17 @@ def test_vllm_start_comes_back_beside_a_fleet_that_uses_its_servers(here: Path) 
     assert "tier vlm: starts its server" in done.stderr
 
 
-def test_what_vllm_start_starts_itself_is_not_somebody_elses(here: Path) -> None:
-    """It holds the lock while it looks."""
-    profile = written("mine.toml", free_port())
-    with start_lock("mine.toml"):
-        assert find_servers(profile, here).names == {"vlm": "vlm-server"}
+def test_what_vllm_start_finds_is_not_looked_after_by_itself(here: Path) -> None:
+    """It holds the lock while it looks, and starts no server that stands."""
+    with small_vlm(VLM) as url, start_lock("mine.toml"):
+        assert find_servers(written("mine.toml", urlsplit(url).port or 0), here) == Servers(standing={"vlm": url})
 
 
 def test_servers_of_another_profile_are_no_obstacle(here: Path) -> None:
     """Nor does whoever looks after those wake what stands here."""
     written("other.toml", free_port())
-    with somebody_holds("other.toml"):
-        assert find_servers(written("mine.toml", free_port()), here).names == {"vlm": "vlm-server"}
-        with small_vlm(VLM) as url:
-            found = find_servers(written("mine.toml", urlsplit(url).port or 0), here)
-    assert found == Servers(standing={"vlm": url})
+    with somebody_holds("other.toml"), small_vlm(VLM) as url:
+        assert find_servers(written("mine.toml", urlsplit(url).port or 0), here) == Servers(standing={"vlm": url})
 
 
 def test_a_server_that_vllm_start_runs_is_woken_by_it(here: Path) -> None:
@@ -138,9 +148,11 @@ def test_a_server_that_vllm_start_runs_is_woken_by_it(here: Path) -> None:
 
 
 def test_a_profile_that_cannot_be_read_any_more(here: Path) -> None:
-    """Whose servers take which ports is then not known."""
-    with somebody_holds("gone.toml"), pytest.raises(ConfigError, match="natix-fleet vllm stop"):
-        find_servers(written("mine.toml", free_port()), here)
+    """Whether it wakes what stands here is then not known; what nobody runs yet is no matter of it."""
+    with somebody_holds("gone.toml"), small_vlm(VLM) as url:
+        with pytest.raises(ConfigError, match="natix-fleet vllm stop"):
+            find_servers(written("mine.toml", urlsplit(url).port or 0), here)
+        assert find_servers(written("mine.toml", free_port()), here).names == {"vlm": "vlm-server"}
 
 
 def test_stop_knows_a_profile_by_its_path_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

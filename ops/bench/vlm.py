@@ -56,7 +56,9 @@ _HERE = Path(__file__).parent
 @click.option("--worker-in-flight", type=click.IntRange(1), default=128, show_default=True, help="Of each of them.")
 @click.option("--max-batch", type=click.IntRange(1, 4096), default=128, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=3, show_default=True, help="Of a worker, to decode.")
-@click.option("--sleep/--no-sleep", default=False, show_default=True, help="Also asleep and awake; on a GPU only.")
+@click.option(
+    "--sleep/--no-sleep", default=False, show_default=True, help="Also asleep and awake; only a GPU gives memory back."
+)
 @click.option("--api-processes", type=click.IntRange(1), default=1, show_default=True, help="Of the server.")
 @click.option("--max-num-batched-tokens", type=click.IntRange(0), default=0, help="Of a step; 0: the row's.")
 @click.option("--block-size", type=click.IntRange(0), default=0, help="Tokens of a KV block; 0: vLLM's choice.")

@@ -1,6 +1,6 @@
 """A VLM server asleep: how long it takes, what it gives back of the GPU, how soon it answers again.
 
-Only on a GPU, and only where the server was started with --enable-sleep-mode and VLLM_SERVER_DEV_MODE=1.
+Only a GPU gives anything back, of a server started with --enable-sleep-mode; all want VLLM_SERVER_DEV_MODE=1.
 """
 
 import base64
