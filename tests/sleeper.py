@@ -44,6 +44,8 @@ class Sleeper:
         self.asked = 0
         #: Where it gives log-probabilities: with these fields in a question; without any it does not.
         self.fields = {"logprob_token_ids", "allowed_token_ids", "top_logprobs"}
+        #: A question with one of these is refused.
+        self.refuses: set[str] = set()
 
     async def start(self, port: int = 0) -> str:
         app = web.Application(client_max_size=10**7)
@@ -67,11 +69,14 @@ class Sleeper:
         self.questions += 1
         while self.asleep:  # noqa: ASYNC110 - another thread says it
             await asyncio.sleep(0.02)
-        if self.fails:
-            return web.Response(status=500, text="warming up")
-        if not self.fields & set(await request.json()):
+        question = await request.json()
+        if self.fails or self.refuses & set(question):
+            return web.Response(status=500 if self.fails else 400, text="warming up, or not supported")
+        if not self.fields & set(question):
             return web.json_response({"choices": [{"message": {"content": "Yes"}}]})
-        content = [{"token": f"token_id:{i}", "logprob": p} for i, p in ((1, -0.1), (2, -3.0))]
+        # Of allowed tokens all probability.
+        no = -2.3522 if "allowed_token_ids" in question else -3.0
+        content = [{"token": f"token_id:{i}", "logprob": p} for i, p in ((1, -0.1), (2, no))]
         logprobs = {"content": [content[0] | {"top_logprobs": content}]}
         return web.json_response({"choices": [{"message": {"content": "Yes"}, "logprobs": logprobs}]})
 

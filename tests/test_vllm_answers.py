@@ -12,7 +12,7 @@ from configs.errors import ConfigError
 from configs.prompt import PROMPTS, load_prompt
 from workers.answer import Candidate, Completion, Place, answer_place
 from workers.question import TOP, Wording
-from workers.yes_no import SCORE_MAX, Way, Words, read, works
+from workers.yes_no import BIAS, SCORE_MAX, Way, Words, read, works
 
 WORDS = Words(frozenset({1, 2}), frozenset({5}))
 #: Probabilities of tokens 1 and 2 (yes), 5 (no); a tenth is neither.
@@ -35,7 +35,28 @@ def test_what_was_ruled_out_is_not_known() -> None:
     assert said.outside is None
 
 
-@pytest.mark.parametrize("way", ["chosen", "allowed"])
+def biased(probabilities: dict[int, float]) -> dict[int, float]:
+    """Log-probabilities of tokens as a server says them that added BIAS to the words' logits first."""
+    lifted = {i: math.log(p) + (BIAS if i in WORDS.all else 0) for i, p in probabilities.items()}
+    top = max(lifted.values())
+    whole = top + math.log(sum(math.exp(one - top) for one in lifted.values()))
+    return {i: one - whole for i, one in lifted.items()}
+
+
+def test_what_was_put_down_is_still_known() -> None:
+    """A bias leaves the words' odds as they are; less that bias, the others in the list are what is outside."""
+    for rest in (0.05, 0.6):
+        inside = 1 - rest
+        said = read(biased({1: 0.5 * inside, 2: 0.25 * inside, 5: 0.25 * inside, 8: rest}), WORDS, "biased")
+        assert said is not None
+        assert said.score == pytest.approx(math.log(3))
+        assert said.outside == pytest.approx(rest)
+    alone = read(biased({1: 0.5, 2: 0.25, 5: 0.25}), WORDS, "biased")
+    assert alone is not None
+    assert alone.outside == 0
+
+
+@pytest.mark.parametrize("way", ["chosen", "biased", "allowed"])
 def test_an_answer_without_a_wanted_token_is_not_read(way: Way) -> None:
     """A part of the sum would be taken for the whole."""
     assert read({1: -0.1, 5: -3.0}, WORDS, way) is None
@@ -50,12 +71,12 @@ def test_among_the_most_likely_a_word_that_is_missing_counts_as_the_last_of_them
 
 
 @given(
-    st.lists(st.floats(-9999, 0), min_size=3, max_size=3),
-    st.sampled_from(["chosen", "allowed", "top"]),
+    st.lists(st.floats(-9999, 0), min_size=4, max_size=4),
+    st.sampled_from(["chosen", "biased", "allowed", "top"]),
 )
 def test_any_log_probabilities_give_a_score_within_bounds(found: list[float], way: Way) -> None:
     """Whatever underflows: finite, within bounds, turned round when yes and no are; outside is a probability."""
-    logprobs = dict(zip((1, 2, 5), found, strict=True))
+    logprobs = dict(zip((1, 2, 5, 9), found, strict=True))
     said = read(logprobs, WORDS, way)
     other = read(logprobs, Words(WORDS.no, WORDS.yes), way)
     assert said is not None
@@ -71,6 +92,11 @@ def test_which_first_answers_show_that_a_way_works() -> None:
     # Not ruled out: the list was made before that.
     assert not works(SOME, WORDS, "allowed")
     assert works({1: math.log(0.5), 2: math.log(0.3), 5: math.log(0.2)}, WORDS, "allowed")
+    assert works(biased({1: 0.2, 2: 0.1, 5: 0.1, 8: 0.6}), WORDS, "biased")
+    # Nothing was added to them, however sure the model is of its word.
+    assert not works({1: math.log(0.995), 2: -9.0, 5: -6.0, 8: -8.0}, WORDS, "biased")
+    # Its list is of the words alone, whoever made it so: what is outside would seem to be nothing.
+    assert not works(biased({1: 0.5, 2: 0.25, 5: 0.25}), WORDS, "biased")
     # The field was ignored.
     assert not works({9: -0.1}, WORDS, "chosen")
     # Logits.
@@ -128,7 +154,7 @@ def test_a_reply_is_read_as_it_comes() -> None:
     assert Completion([]).choices == []
 
 
-@pytest.mark.parametrize("way", ["chosen", "allowed", "top"])
+@pytest.mark.parametrize("way", ["chosen", "biased", "allowed", "top"])
 def test_what_travels(way: Way) -> None:
     """The photo first, then the prompt, at temperature 0; the tokens by number, in the fields of that way only."""
     photo = base64.b64encode(b"\xff\xd8 a photo")
@@ -138,15 +164,13 @@ def test_what_travels(way: Way) -> None:
     assert turn["content"][0]["image_url"]["url"] == "data:image/jpeg;base64," + photo.decode()
     assert turn["content"][1]["text"] == 'Is it "roadwork"?'
     assert (body["model"], body["max_tokens"], body["temperature"], body["logprobs"]) == ("vlm", 1, 0.0, True)
-    fields = {name: body.get(name) for name in ("logprob_token_ids", "allowed_token_ids", "top_logprobs")}
-    assert (
-        fields
-        == {
-            "chosen": {"logprob_token_ids": [1, 2, 5], "allowed_token_ids": None, "top_logprobs": None},
-            "allowed": {"logprob_token_ids": None, "allowed_token_ids": [1, 2, 5], "top_logprobs": 3},
-            "top": {"logprob_token_ids": None, "allowed_token_ids": None, "top_logprobs": TOP},
-        }[way]
-    )
+    names = ("logprob_token_ids", "logit_bias", "allowed_token_ids", "top_logprobs")
+    assert {name: body[name] for name in names if name in body} == {
+        "chosen": {"logprob_token_ids": [1, 2, 5]},
+        "biased": {"logit_bias": {"1": BIAS, "2": BIAS, "5": BIAS}, "top_logprobs": TOP},
+        "allowed": {"allowed_token_ids": [1, 2, 5], "top_logprobs": 3},
+        "top": {"top_logprobs": TOP},
+    }[way]
 
 
 def test_what_the_template_is_told_travels() -> None:

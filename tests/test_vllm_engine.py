@@ -120,7 +120,7 @@ def test_what_was_ruled_out_is_not_counted_as_nothing() -> None:
     with sleeper(asleep=False) as (_, url):
         engine = asking(url)
         engine._asking = Asking(Wording(NAME, "Roadwork?", ASKING.wording.words, "allowed"))
-        assert engine.score([b"photo"]) == [pytest.approx(2.9)]
+        assert engine.score([b"photo"]) == [pytest.approx(2.2522)]
     counts = engine.take_counts()
     assert "outside_ppm" not in counts
     assert "not known" in beside(counts)

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import get_args
 
 import pytest
 from structlog.testing import capture_logs
@@ -21,6 +22,7 @@ from workers.asleep import LOOK_S, AsleepError
 from workers.background import wait_for
 from workers.engines import EngineAwayError, Runtime
 from workers.engines.vllm import Engine
+from workers.yes_no import Way
 
 
 @pytest.fixture
@@ -158,6 +160,16 @@ def test_the_first_photo_after_a_start_in_vain_finds_a_server_that_just_came(mon
         assert engine.score([b"photo"] * 8) == [pytest.approx(2.9)] * 8
 
 
+def test_a_server_that_refuses_a_bias_is_asked_by_allowed_tokens(asleep: tuple[Sleeper, str]) -> None:
+    """As one does that drafts tokens: it says so with a 400, and the next way is tried."""
+    server, url = asleep
+    server.asleep, server.fields, server.refuses = False, {"allowed_token_ids", "top_logprobs"}, {"logit_bias"}
+    engine = Engine(load_model(NAME), Runtime(url=url, server=Server(timeout_s=3.0)))
+    engine.load()
+    assert engine.asking.wording.way == "allowed"
+    assert engine.score([b"photo"]) == [pytest.approx(2.2522)]
+
+
 def test_a_worker_whose_items_wait_waits_for_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as its profile says: it has no use for them without it."""
     monkeypatch.setattr(workers.engines.vllm, "HOLD_S", 0.1)
@@ -179,9 +191,9 @@ def test_a_server_that_cannot_be_asked_is_not_asked_for_every_photo(asleep: tupl
         asked, start_s = server.questions, time.monotonic()
         assert engine.score([b"photo"]) == [None]
         assert time.monotonic() - start_s < 0.1
-    assert server.questions == asked <= 3
+    assert server.questions == asked <= len(get_args(Way))
     (line,) = [line for line in logs if line["log_level"] == "error"]
     assert "logprobs-mode" in str(line)
     server.fields = {"top_logprobs"}
     engine._finding._wrong_until_s = 0.0
-    assert engine.score([b"photo"]) == [pytest.approx(2.9)]
+    assert engine.score([b"photo"]) == [pytest.approx(2.2522)]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from typing import get_args
 
 import msgspec
 import structlog
@@ -16,7 +17,7 @@ from workers.engines import EngineAwayError
 from workers.question import ANSWER_TOKENS, Question, Wording
 from workers.served import FailsError, RefusedError, Served
 from workers.shared import Shared
-from workers.yes_no import NO, YES, Words, works
+from workers.yes_no import FORCED, NO, YES, Way, Words, works
 
 log = structlog.get_logger(__name__)
 
@@ -94,7 +95,7 @@ class Finding:
         """
         model, words = self._known or await self.see()
         release = (await self._served.request("GET", "/version", _Release)).version
-        for way in ("chosen", "allowed", "top"):
+        for way in get_args(Way):
             wording = Wording(model, self._prompt, words, way, self._serving.chat_template)
             if await self._works(wording):
                 break
@@ -164,7 +165,7 @@ class Finding:
     async def _end_of_thoughts(self, wording: Wording) -> int:
         """The token that ends them if the server keeps a budget of thoughts; else -1."""
         tokens = await self._tokens(wording.model, [END])
-        if not tokens or wording.way == "allowed":
+        if not tokens or wording.way in FORCED:
             return -1
         try:
             places = await self._places(wording.after_thoughts(PROBE_BUDGET, SLACK_TOKENS))

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from workers.yes_no import Way, Words
+from workers.yes_no import BIAS, FORCED, Way, Words
 
 #: Most log-probabilities that a server gives by default.
 TOP = 20
@@ -61,7 +61,7 @@ class Wording(Struct, frozen=True):
     def conclude(self, thoughts: str) -> Question:
         """The answer after thoughts that are its own."""
         said = {"role": "assistant", "content": thoughts}
-        tokens = 1 if self.way == "allowed" else ANSWER_TOKENS
+        tokens = 1 if self.way in FORCED else ANSWER_TOKENS
         more = {"add_generation_prompt": False, "continue_final_message": True}
         return self._question(self._answer(tokens) | more, said)
 
@@ -69,6 +69,8 @@ class Wording(Struct, frozen=True):
         fields: dict[str, Any] = {"max_tokens": max_tokens, "logprobs": True, "return_tokens_as_token_ids": True}
         if self.way == "chosen":
             return fields | {"logprob_token_ids": self.words.all}
+        if self.way == "biased":
+            return fields | {"logit_bias": dict.fromkeys(self.words.all, BIAS), "top_logprobs": TOP}
         if self.way == "allowed":
             return fields | {"allowed_token_ids": self.words.all, "top_logprobs": len(self.words.all)}
         return fields | {"top_logprobs": TOP}

@@ -16,12 +16,20 @@ NO = ("No", "no", "NO", " No", " no", " NO")
 #: A score is never beyond this: P is then 1e-13.
 SCORE_MAX = 30.0
 
-#: How a server is asked for the log-probabilities of the words' tokens.
+#: What a server can be asked to add to a token's logit, at most.
+BIAS = 100.0
+
+#: How a server is asked for the log-probabilities of the words' tokens, in the order in which it is tried.
 #: chosen: those tokens, by ``logprob_token_ids``; the best, and later releases have it.
+#: biased: BIAS is added to their logits, and log-probabilities are taken after that: P is exact, and what is listed
+#: beside them, less that bias, is what the model would have said otherwise, at the least.
 #: allowed: the answer must be one of them, and log-probabilities are taken after that: P is exact, and what the model
-#: would have said otherwise is not known.
+#: would have said otherwise is not known. A server that drafts tokens takes this where it refuses a bias.
 #: top: the 20 most likely tokens; a word that is not among them counts as the last that is.
-Way = Literal["chosen", "allowed", "top"]
+Way = Literal["chosen", "biased", "allowed", "top"]
+
+#: They leave the model no other word: asked so, it must stand where its answer comes, its thoughts behind it.
+FORCED: tuple[Way, ...] = ("biased", "allowed")
 
 
 class Words(Struct, frozen=True):
@@ -41,7 +49,8 @@ class Reading(Struct, frozen=True):
 
     #: log P(yes) - log P(no), within [-SCORE_MAX, SCORE_MAX].
     score: float
-    #: Probability of everything else, 0 to 1; None: this way cannot know it.
+    #: Probability of everything else, 0 to 1; of a biased answer that of the likeliest others, so at least so much;
+    #: None: this way cannot know it.
     outside: float | None
 
 
@@ -68,17 +77,43 @@ def read(logprobs: Mapping[int, float], words: Words, way: Way) -> Reading | Non
         score = yes - no
     if math.isnan(score):
         return None
-    outside = None if way == "allowed" else min(max(1 - math.exp(yes) - math.exp(no), 0.0), 1.0)
-    return Reading(min(max(score, -SCORE_MAX), SCORE_MAX), outside)
+    others = _log_sum(_others(logprobs, words))
+    return Reading(min(max(score, -SCORE_MAX), SCORE_MAX), _outside(way, _log_sum((yes, no)), others))
+
+
+def _outside(way: Way, inside: float, others: float) -> float | None:
+    """Probability of what is no word, from the logarithms of that of the words and of all others in the list."""
+    if way == "allowed":
+        return None
+    if way == "biased":
+        # Beyond that a float overflows, and 1 it is anyway.
+        odds = math.exp(min(others + BIAS - inside, SCORE_MAX))
+        return odds / (1 + odds)
+    return min(max(1 - math.exp(inside), 0.0), 1.0)
 
 
 def works(logprobs: Mapping[int, float], words: Words, way: Way) -> bool:
     """Whether a first answer shows that the server can be asked this way."""
     if read(logprobs, words, way) is None:
         return way == "top" and len(logprobs) >= 2 and _are_logprobs(logprobs)
-    total = math.exp(_log_sum(logprobs.values()))
-    # Allowed alone, they have all probability; less means that the list was made before the others were ruled out.
-    return _are_logprobs(logprobs) and (way != "allowed" or total > 0.99)
+    return _are_logprobs(logprobs) and (way not in FORCED or _forced(logprobs, words, way))
+
+
+def _forced(logprobs: Mapping[int, float], words: Words, way: Way) -> bool:
+    """Whether the words have all probability, and not because the model happens to be that sure.
+
+    Where the list was made before the others were put down, or they never were, one of them is near. Put down by BIAS
+    they are far, also of a model that is as sure as can be of another word; and they are in the list, which is longer
+    than the words.
+    """
+    nearest = max(_others(logprobs, words), default=0.0 if way == "biased" else -math.inf)
+    inside = _log_sum(logprobs[i] for i in words.all)
+    return inside > math.log(0.99) and nearest < SCORE_MAX - BIAS
+
+
+def _others(logprobs: Mapping[int, float], words: Words) -> list[float]:
+    """Of the tokens in the list that are no words."""
+    return [logprob for i, logprob in logprobs.items() if i not in words.yes and i not in words.no]
 
 
 def _are_logprobs(logprobs: Mapping[int, float]) -> bool:

@@ -30,6 +30,7 @@ from workers.engines.vllm import Engine
 from workers.fanout import Fanout
 from workers.panel import Member, Panel
 from workers.progress import Progress
+from workers.question import TOP
 from workers.yes_no import Reading, Words
 
 BUDGET = 12
@@ -109,13 +110,28 @@ def test_probabilities_are_those_of_transformers(
 
 def test_every_way_says_the_same(thinker: str, vlm_url: str, photos: list[bytes]) -> None:
     """A release without the field is asked otherwise, as its server shows; the score is that of the newest way."""
+    wanted = readings(engine(thinker), photos)
     with without(thinker, "logprob_token_ids") as older:
+        biased = engine(older)
+        assert biased.asking.wording.way == "biased"
+        said = readings(biased, photos)
+        assert [one.score for one in said] == pytest.approx([one.score for one in wanted], abs=1e-3)
+        # What the likeliest of the others have, as many as the list has room for beside the words.
+        words = biased.asking.wording.words
+        likely = replace(biased.asking.wording, way="top").at_once()
+        for photo, one, whole in zip(photos, said, wanted, strict=True):
+            (place,) = wait_for(biased._choice(likely, asked_of(biased, photo))).places
+            rest = sorted((p for i, p in place.logprobs().items() if i not in words.all), reverse=True)
+            likeliest = sum(map(math.exp, rest[: TOP - len(words.all)]))
+            assert whole.outside is not None
+            assert one.outside is not None
+            assert one.outside == pytest.approx(likeliest / (likeliest + 1 - whole.outside), abs=1e-3)
+            assert one.outside > 1e-2
+    with without(thinker, "logprob_token_ids", "logit_bias") as older:
         allowed = engine(older)
         assert allowed.asking.wording.way == "allowed"
         said = readings(allowed, photos)
-        assert [one.score for one in said] == pytest.approx(
-            [one.score for one in readings(engine(thinker), photos)], abs=1e-3
-        )
+        assert [one.score for one in said] == pytest.approx([one.score for one in wanted], abs=1e-3)
         assert {one.outside for one in said} == {None}
     # This server takes log-probabilities before anything is ruled out.
     newest = engine(vlm_url)
