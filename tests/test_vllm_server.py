@@ -8,10 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
 from configs.errors import ConfigError
 from configs.model import catalogue, load_model
 from configs.profile import Profile, load_profile, parse_profile
+from configs.serving import Server
 from ops.cli import cli
 from ops.vllm_releases import RELEASES, installed_release, require
 from ops.vllm_server import PYTHON_VARIABLE, ServerCommand, catalogue_commands, server_command, vllm_python
@@ -73,6 +75,7 @@ def test_a_tier_as_a_command() -> None:
     [
         ("tensor_parallel = 2", "", {"--tensor-parallel-size": "2", "--mm-encoder-tp-mode": "data"}, "0,1"),
         ("", "data_parallel = 3", {"--data-parallel-size": "3", "--tensor-parallel-size": "1"}, "0,1,2"),
+        ("", "data_parallel = 2", {"--distributed-executor-backend": "uni"}, "0,1"),
         ("", "api_processes = 8\nmax_num_seqs = 256", {"--api-server-count": "8", "--max-num-seqs": "256"}, "0"),
         ("", 'kv_cache_dtype = "fp8"\nblock_size = 32', {"--kv-cache-dtype": "fp8", "--block-size": "32"}, "0"),
         ("", "port = 9001\nmax_num_batched_tokens = 32768", {"--max-num-batched-tokens": "32768"}, "0"),
@@ -94,6 +97,23 @@ def test_switches() -> None:
     assert "--enable-prefix-caching" in command().argv
     assert "--no-enable-prefix-caching" in command(server="prefix_caching = false").argv
     assert "--enforce-eager" in command(server="eager = true").argv
+
+
+def test_copies_of_one_device_each_have_no_process_more() -> None:
+    """A copy that is split must have one for each part; a server without copies has none anyway; so on a processor."""
+    one, copies = profile(), Server(data_parallel=2)
+    split = replace(one.tier("b"), tensor_parallel=2, server=copies)
+    on_a_processor = replace(one.tier("b"), device="cpu", precision="bf16", memory_share=0.0, server=copies)
+    for tier in (one.tier("b"), split, on_a_processor):
+        assert "--distributed-executor-backend" not in server_command(one, tier).argv
+
+
+def test_who_must_be_told_to_keep_to_one_core() -> None:
+    """The older release, on a GPU: on a processor all of them are what it has."""
+    assert command(release="0.22.1").env["OMP_NUM_THREADS"] == "1"
+    assert "OMP_NUM_THREADS" not in command(release="0.32.0").env
+    own = load_profile("vlm-cpu")
+    assert "OMP_NUM_THREADS" not in server_command(own, own.tier("mini-vlm"), "0.22.1").env
 
 
 def test_only_who_sleeps_has_the_endpoints_for_it() -> None:

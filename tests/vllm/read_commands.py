@@ -78,6 +78,7 @@ def read(argv: list[str]) -> dict[str, Any]:
         "batched_tokens": config.scheduler_config.max_num_batched_tokens,
         "tensor_parallel": config.parallel_config.tensor_parallel_size,
         "data_parallel": config.parallel_config.data_parallel_size,
+        "executor": arguments.distributed_executor_backend,
         "api_processes": arguments.api_server_count,
         "prefix_caching": config.cache_config.enable_prefix_caching,
         "kv_cache_dtype": str(config.cache_config.cache_dtype),

@@ -87,6 +87,7 @@ def test_sub_configurations(readings: Readings) -> None:
     """Speculative decoding, LMCache, copies, caches: each is built, and says what was asked."""
     for name, server in ASKED.items():
         _agrees(_serving(), server, readings.built(name))
+    assert (readings.built("copies")["executor"], readings.built("plain")["executor"]) == ("uni", None)
     told = kv_transfer_config()
     connector = [told["kv_connector"], told["kv_role"], told["kv_connector_extra_config"]]
     assert readings.built("lmcache")["connector"] == connector
