@@ -62,7 +62,7 @@ _HERE = Path(__file__).parent
 @click.option("--api-processes", type=click.IntRange(1), default=1, show_default=True, help="Of the server.")
 @click.option("--max-num-batched-tokens", type=click.IntRange(0), default=0, help="Of a step; 0: the row's.")
 @click.option("--block-size", type=click.IntRange(0), default=0, help="Tokens of a KV block; 0: vLLM's choice.")
-@click.option("--ways", default=OWN, show_default=True, help="How bare asks: own, chosen, allowed, top; with commas.")
+@click.option("--ways", default=OWN, show_default=True, help="How bare asks: own, or a way; with commas.")
 @click.option("--eager/--no-eager", default=False, show_default=True, help="Without torch.compile and CUDA graphs.")
 @click.option("--memory-share", type=click.FloatRange(0.01, 1), default=0.85, show_default=True)
 @click.option("--port", type=click.IntRange(1, 65535), default=8391, show_default=True)

@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
+from urllib.parse import urlsplit
 
 import httpx2
 from msgspec import Struct
 
-from configs.errors import ServerError, UsageError
+from configs.errors import BusyError, ServerError, UsageError
+from ops.server import port_is_free
+from ops.tied import tied
 from ops.vllm_server import ServerCommand
 
 _STOP_S = 30.0
@@ -105,14 +108,17 @@ def served(command: ServerCommand, log: Path, within_s: float) -> Iterator[Serve
         within_s: it is healthy by then.
 
     Raises:
+        BusyError: somebody has its port, and would be measured in its place.
         ServerError: it ended or did not become healthy; with the end of its log.
     """
+    if not port_is_free(urlsplit(command.url).port or 80):
+        raise BusyError(f"somebody has the port of {command.url}: end that, or choose another --port")
     begun_s = time.monotonic()
     with log.open("wb") as out:
         out.write(f"{shlex.join(command.argv)}\n".encode())
         out.flush()
         process = subprocess.Popen(  # noqa: S603 - the server's own command
-            command.argv, env={**os.environ, **command.env}, stdout=out, stderr=out, start_new_session=True
+            tied(command.argv), env={**os.environ, **command.env}, stdout=out, stderr=out, start_new_session=True
         )
     try:
         while not healthy(command.url):

@@ -103,7 +103,7 @@ def command(settings: Settings, variant: Variant, profile: Path) -> ServerComman
     }
     more = [word for pair in flags.items() for word in pair]
     argv = (*usual.argv, *more, *variant.flags)
-    return msgspec.structs.replace(usual, argv=argv, env={**usual.env, "OMP_NUM_THREADS": "1", **variant.env})
+    return msgspec.structs.replace(usual, argv=argv, env={**usual.env, **variant.env})
 
 
 def profile_text(settings: Settings, url: str = "") -> str:
