@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import redis
+import structlog
 
 from ops.server import EmbeddedServer
 from routing.ledger import Ledger
@@ -22,6 +23,13 @@ def _nobody_elses_server() -> Iterator[None]:
         for name in ("REDIS_URL", "NATIX_FLEET_DATABASE", "NATIX_FLEET_READY_FILE"):
             patch.delenv(name, raising=False)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_at_the_start() -> Iterator[None]:
+    # A command configures them for its whole process, which here is the next test's too.
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
