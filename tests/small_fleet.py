@@ -19,7 +19,7 @@ import workers.app
 from configs.profile import COLLECTOR, Admission, Batch, Delivery, Profile, Tier
 from ops.account import Account, baseline, settle_account
 from ops.bench.null_engine import label_of, score_of
-from ops.child import Backoff, Child
+from ops.child import Backoff, Child, Event
 from ops.serve import DATABASE, READY_FILE, serve_collector, serve_tier
 from ops.server import EmbeddedServer
 from ops.supervisor import Supervisor
@@ -126,6 +126,8 @@ class SmallFleet:
             backoff=Backoff(base_s=0.05, cap_s=0.2, give_up_exits=1000),
         )
         self.journals: list[Journal] = []
+        #: What happened to its processes while somebody waited.
+        self.events: list[Event] = []
 
     def __enter__(self) -> Self:
         self.until(lambda: self.supervisor.all_ready)
@@ -145,7 +147,7 @@ class SmallFleet:
         """
         begun_s = time.monotonic()
         while not done():
-            self.supervisor.poll()
+            self.events += self.supervisor.poll()
             if time.monotonic() - begun_s > within_s:
                 logs = [f"{p.name}:\n{p.read_text()[-1500:]}" for p in sorted(self.folder.glob("*.log"))]
                 raise AssertionError("\n".join([f"not done within {within_s} s; {self.ledger.snapshot([])}", *logs]))

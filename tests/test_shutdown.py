@@ -161,7 +161,6 @@ def test_a_rolling_restart_pauses_no_tier(tmp_path: Path, server: EmbeddedServer
     slow = Faults(slow_s=0.1)
     with SmallFleet(tmp_path, server, PATIENT, faults={FIRST: slow, SECOND: slow}) as fleet:
         fed = 0
-        events: list[Event] = []
         scored = dict.fromkeys((FIRST, SECOND), -1)
         moved_s = dict.fromkeys((FIRST, SECOND), 0.0)
         pauses_s: dict[str, list[float]] = {FIRST: [], SECOND: []}
@@ -177,18 +176,18 @@ def test_a_rolling_restart_pauses_no_tier(tmp_path: Path, server: EmbeddedServer
                     scored[tier] = now.tallies[tier].get("scored", 0)
                     pauses_s[tier].append(time.monotonic() - moved_s[tier])
                     moved_s[tier] = time.monotonic()
-            events.extend(fleet.supervisor.poll())
-            return any(event.child == FLEET for event in events)
+            return any(event.child == FLEET for event in fleet.events)
 
         before = [state.pid for state in fleet.supervisor.states]
         begun_s = time.monotonic()
         fleet.until(lambda: step() or time.monotonic() - begun_s > 1.0)
         for tier in (FIRST, SECOND):
             pauses_s[tier].clear()
+        fleet.events.clear()
         fleet.supervisor.roll()
         fleet.until(step)
-        starts_s = {e.child: float(e.detail.split()[1]) for e in events if e.what == "ready"}
-        assert events[-1] == Event(FLEET, "restarted", "3 processes")
+        starts_s = {e.child: float(e.detail.split()[1]) for e in fleet.events if e.what == "ready"}
+        assert fleet.events[-1] == Event(FLEET, "restarted", "3 processes")
         assert not set(before) & {state.pid for state in fleet.supervisor.states}
         for tier in (FIRST, SECOND):
             assert max(pauses_s[tier]) < starts_s[tier]
